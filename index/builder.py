@@ -1,0 +1,298 @@
+"""The batch build: a corpus in, a published index out, in memory bounded by one segment.
+
+The corpus is read once. Reading cuts it into segments, checks it and fits the standardisation; then each segment is
+encoded straight into FAISS's memory, on the GPU where there is one; then the index is published in one step. Every
+finished segment is on disk and listed in `staging/`, so that the same command goes on where a killed build stopped.
+"""
+
+import datetime
+import importlib.metadata
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from index.duplicates import require_unique_ids
+from index.encoding import Encoding, MomentAccumulator, Standardisation, encode_documents
+from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, SourceError
+from index.gaussians import Gaussians
+from index.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    SegmentEntry,
+    SegmentManifest,
+    SourceRecord,
+    StandardisationRecord,
+)
+from index.segments import complete_segment, find_segment
+from index.sources import Columns, Corpus, RejectedRows, SourceBatch, VarianceAs
+from index.staging import BuildPlan, ReadSegment, Staging
+from index.storage import IndexDirectory
+from index.vectors import FlatVectors, resolve_device
+
+__all__ = ["BuildOptions", "BuildSummary", "Progress", "build_index"]
+
+ENCODE_ROWS = 1 << 15
+"""Documents taken to the encoding device at a time."""
+
+
+class BuildOptions(BaseModel):
+    """Everything a build can be told besides its corpus and its index; the command line is made from these fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Annotated[Literal["flat"], Field(description="Index kind. flat scans every document.")] = "flat"
+    encoding: Annotated[
+        Encoding, Field(description="Vector form of a Gaussian: simplified (3k+1 numbers), full (3k+2), folded (2k+1).")
+    ] = Encoding.SIMPLIFIED
+    segment_docs: Annotated[
+        int, Field(ge=1, le=10_000_000, description="Documents per segment, which bounds a build's memory.")
+    ] = 100_000
+    device: Annotated[str, Field(description="Where to encode: auto, cpu, cuda or cuda:N.")] = "auto"
+    id_column: Annotated[str, Field(description="Column of the document ids, strings or integers.")] = "id"
+    mean_column: Annotated[str, Field(description="Column of the means, k numbers each.")] = "mean"
+    variance_column: Annotated[str, Field(description="Column of the variances, k numbers each.")] = "variance"
+    variance_as: Annotated[
+        VarianceAs, Field(description="What that column holds: variance, logvar (its logarithm) or std (its root).")
+    ] = VarianceAs.VARIANCE
+    on_error: Annotated[
+        Literal["stop", "skip"], Field(description="A bad row: stop the build, or skip it and list it in rejected-to.")
+    ] = "stop"
+    rejected_to: Annotated[
+        Path | None,
+        Field(description="File that lists skipped rows; rejected.jsonl in the index directory if not set."),
+    ] = None
+    restart: Annotated[
+        bool, Field(description="Discard an unfinished build in the index directory instead of resuming it.")
+    ] = False
+
+
+class Progress(Protocol):
+    """Told how a build gets on."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """A phase begins; `total` is its number of documents where that is known."""
+
+    def advance(self, documents: int) -> None:
+        """That many more documents are done."""
+
+
+class SilentProgress:
+    """Progress that nobody watches."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Says nothing."""
+
+    def advance(self, documents: int) -> None:
+        """Says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSummary:
+    """What a build did. `resumed_documents` were read by an earlier run; `up_to_date` means there was nothing to do."""
+
+    manifest: Manifest
+    path: Path
+    seconds: float
+    bytes: int
+    resumed_documents: int
+    up_to_date: bool
+
+
+def build_index(
+    sources: Sequence[str | Path],
+    directory: IndexDirectory,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+) -> BuildSummary:
+    """Builds and publishes an index of the documents in `sources`, or finishes a build that was interrupted.
+
+    The live index, if there is one, is served unchanged until the moment of publication. Where it already is the index
+    of this very corpus and these options, and intact, nothing is done.
+
+    Raises SourceError or DuplicateIdError for a corpus that cannot be indexed, BuildError for an unfinished build of
+    something else, IndexLockedError while another process writes, DeviceUnavailableError. OSError where the disk fails.
+    """
+    options, progress, started = options or BuildOptions(), progress or SilentProgress(), time.monotonic()
+    device = resolve_device(options.device)
+    with directory.lock():
+        rejected = RejectedRows(options.rejected_to or directory.path / "rejected.jsonl")
+        corpus = Corpus(
+            sources,
+            columns=Columns(options.id_column, options.mean_column, options.variance_column),
+            variance_as=options.variance_as,
+            rejected=rejected if options.on_error == "skip" else None,
+        )
+        progress.phase("checking the corpus for changes", None)
+        plan = BuildPlan(
+            corpus=corpus.digest(),
+            encoding=options.encoding,
+            kind=options.kind,
+            segment_docs=options.segment_docs,
+            on_error=options.on_error,
+        )
+        live = _intact_manifest(directory, plan)
+        if live is not None:
+            return _summary(directory, live, started, resumed=0, up_to_date=True)
+        build = _Build(directory, plan, corpus, rejected, progress, device)
+        return _summary(directory, build.run(restart=options.restart), started, resumed=build.resumed, up_to_date=False)
+
+
+class _Build:
+    """One run of a build under the writer lock."""
+
+    def __init__(
+        self,
+        directory: IndexDirectory,
+        plan: BuildPlan,
+        corpus: Corpus,
+        rejected: RejectedRows,
+        progress: Progress,
+        device: torch.device,
+    ) -> None:
+        self.directory, self.plan, self.corpus, self.rejected = directory, plan, corpus, rejected
+        self.progress, self.device = progress, device
+        self.resumed = 0
+
+    def run(self, *, restart: bool) -> Manifest:
+        staging = Staging.open(self.directory, self.plan, restart=restart)
+        try:
+            segments = self._read(staging)
+            require_unique_ids(self.corpus, [staging.folder(i) / "ids.arrow" for i in range(len(segments))])
+        except SourceError:
+            # The same corpus would fail the same way: there is nothing to resume.
+            staging.discard()
+            raise
+        moments = MomentAccumulator(segments[0].k)
+        for segment in segments:
+            moments.merge(segment.moments())
+        standardisation = moments.standardisation()
+        self.progress.phase("encoding", moments.count)
+        entries = [self._encode(staging, i, segment, standardisation) for i, segment in enumerate(segments)]
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            generation=staging.generation,
+            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created_by=f"gaussearch {importlib.metadata.version('gaussearch')}",
+            k=segments[0].k,
+            encoding=self.plan.encoding,
+            kind=self.plan.kind,
+            standardisation=StandardisationRecord.of(standardisation),
+            documents=moments.count,
+            segments=entries,
+            source=SourceRecord(
+                corpus=self.plan.corpus,
+                plan=self.plan.id,
+                files=[file.name for file in self.corpus.files],
+                rejected=segments[-1].rejected,
+            ),
+        )
+        self.directory.publish(manifest)
+        staging.discard()
+        return manifest
+
+    def _read(self, staging: Staging) -> list[ReadSegment]:
+        """Reads the corpus into staged segments, going on after those that are there."""
+        segments = staging.finished_segments()
+        self.resumed = sum(segment.documents for segment in segments)
+        earlier = segments[-1].rejected if segments else 0
+        self.progress.phase("reading", None)
+        self.progress.advance(self.resumed)
+        skipping = self.plan.on_error == "skip"
+        if skipping:
+            _truncate(self.rejected.path, segments[-1].rejected_bytes if segments else 0)
+        with self.rejected if skipping else nullcontext():
+            start = segments[-1].next_record if segments else (0, 0)
+            for batches, next_record in self._cut(start):
+                so_far = (earlier + self.rejected.count, self.rejected.path.stat().st_size if skipping else 0)
+                segments.append(staging.add_segment(len(segments), batches, next_record, so_far))
+        if not segments:
+            raise BuildError(f"there are no documents in {', '.join(map(str, self.corpus.files))}")
+        return segments
+
+    def _cut(self, start: tuple[int, int]) -> Iterator[tuple[list[SourceBatch], tuple[int, int]]]:
+        """The batches of each segment in turn, and the record at which the next one starts."""
+        kept: list[SourceBatch] = []
+        wanted = self.plan.segment_docs
+        for batch in self.corpus.batches(start=start, cut_every=wanted):
+            kept.append(batch)
+            wanted -= len(batch)
+            self.progress.advance(len(batch))
+            if wanted == 0:
+                yield kept, (batch.file_index, batch.next_row)
+                kept, wanted = [], self.plan.segment_docs
+        if kept:
+            yield kept, (len(self.corpus.files), 0)
+
+    def _encode(
+        self, staging: Staging, ordinal: int, segment: ReadSegment, standardisation: Standardisation
+    ) -> SegmentEntry:
+        """Makes a segment whose documents have been read complete, unless an earlier run has done so."""
+        folder = staging.folder(ordinal)
+        finished = find_segment(folder, segment.documents)
+        if finished is not None:
+            self.progress.advance(segment.documents)
+            return finished
+        vectors, memory = FlatVectors.preallocate(segment.documents, self.plan.encoding.width(segment.k))
+        gaussians = np.load(folder / "gaussians.npy", mmap_mode="r", allow_pickle=False)
+        max_norm = 0.0
+        for start in range(0, segment.documents, ENCODE_ROWS):
+            block = torch.from_numpy(np.array(gaussians[start : start + ENCODE_ROWS])).to(self.device)
+            documents = Gaussians(block[:, : segment.k], block[:, segment.k :])
+            target = memory[start : start + ENCODE_ROWS]
+            if self.device.type == "cpu":
+                encode_documents(documents, self.plan.encoding, standardisation, out=target)
+            else:
+                target.copy_(encode_documents(documents, self.plan.encoding, standardisation))
+            max_norm = max(max_norm, float(torch.linalg.vector_norm(target, dim=1).max()))
+            self.progress.advance(len(documents))
+        return complete_segment(
+            folder,
+            SegmentManifest(
+                format_version=FORMAT_VERSION,
+                id=staging.segment_id(ordinal),
+                documents=segment.documents,
+                k=segment.k,
+                encoding=self.plan.encoding,
+                max_norm=max_norm,
+                files={**segment.files, "vectors.faiss": vectors.write(folder / "vectors.faiss")},
+            ),
+        )
+
+
+def _intact_manifest(directory: IndexDirectory, plan: BuildPlan) -> Manifest | None:
+    """The live manifest, where it is what the plan would build and every byte of it is in order."""
+    try:
+        manifest = directory.manifest()
+        return directory.verify() if manifest.source.plan == plan.id else None
+    except IndexNotFoundError:
+        return None
+    except IndexDirectoryError:
+        # What is damaged is built anew.
+        return None
+
+
+def _truncate(path: Path, length: int) -> None:
+    """Cuts off what an interrupted run wrote after its last finished segment, so that no row is listed twice."""
+    if path.exists() and path.stat().st_size > length:
+        with path.open("r+b") as file:
+            file.truncate(length)
+
+
+def _summary(
+    directory: IndexDirectory, manifest: Manifest, started: float, *, resumed: int, up_to_date: bool
+) -> BuildSummary:
+    return BuildSummary(
+        manifest=manifest,
+        path=directory.path,
+        seconds=time.monotonic() - started,
+        bytes=sum(segment.bytes for segment in manifest.segments),
+        resumed_documents=resumed,
+        up_to_date=up_to_date,
+    )

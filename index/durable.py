@@ -1,0 +1,83 @@
+"""Files that are either whole and on disk or not there: fsync, atomic replacement and checksums made while writing."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from index.manifest import FileEntry
+
+__all__ = ["ChecksummedFile", "checksummed", "fsync_directory", "measure", "write_atomically"]
+
+
+class ChecksummedFile:
+    """A binary file opened for writing that hashes what passes through; `entry` holds after it is closed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: "bytes | bytearray | memoryview") -> int:
+        """Writes all of `data` and returns its length in bytes, as file objects do."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self._file.write(view)
+        self._bytes += view.nbytes
+        return view.nbytes
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file underneath is closed; pyarrow asks."""
+        return self._file.closed
+
+    def flush(self) -> None:
+        """Passes buffered bytes to the operating system; pyarrow calls it."""
+        self._file.flush()
+
+    @property
+    def entry(self) -> FileEntry:
+        """Size and checksum of what has been written."""
+        return FileEntry(bytes=self._bytes, sha256=self._hash.hexdigest())
+
+
+@contextlib.contextmanager
+def checksummed(path: Path) -> Iterator[ChecksummedFile]:
+    """Opens `path` for writing, replacing it, and has it on disk when the block ends without an error."""
+    with path.open("wb") as file:
+        yield ChecksummedFile(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure(path: Path) -> FileEntry:
+    """Size and checksum of a file as it is on disk now."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(cast("hashlib._BytesIOLike", file), "sha256")
+        return FileEntry(bytes=file.tell(), sha256=digest.hexdigest())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` in one step that survives a power cut: a reader sees the old file or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Has the names in a folder on disk: without it a renamed file can be gone after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

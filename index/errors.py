@@ -1,0 +1,146 @@
+"""Every error that the library raises on purpose, with the stable code that the service and the CLI show.
+
+    GaussearchError
+    ├── InvalidInputError            what the caller passed cannot be used
+    │   ├── InvalidGaussiansError    shape, finiteness, sign or width of means and variances
+    │   ├── InvalidOptionError       an option outside its limits
+    │   └── DocumentNotFoundError    an id that the index does not hold
+    ├── SourceError                  a corpus file, row, column or value that cannot be read
+    │   └── DuplicateIdError         two documents with one id
+    ├── BuildError                   the build cannot start, go on or resume
+    ├── IndexDirectoryError          the directory of an index
+    │   ├── IndexNotFoundError       nothing has been published there
+    │   ├── CorruptIndexError        a file that does not match its checksum, size or neighbour
+    │   ├── UnsupportedFormatError   a format version that this release does not read
+    │   └── IndexLockedError         another process is writing
+    └── ResourceError                the machine cannot do it
+        ├── DeviceUnavailableError   the device asked for is not there
+        └── InsufficientMemoryError  the index does not fit
+
+Messages name the file, row, field or limit concerned and say what to do about it.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BuildError",
+    "CorruptIndexError",
+    "DeviceUnavailableError",
+    "DocumentNotFoundError",
+    "DuplicateIdError",
+    "GaussearchError",
+    "IndexDirectoryError",
+    "IndexLockedError",
+    "IndexNotFoundError",
+    "InsufficientMemoryError",
+    "InvalidGaussiansError",
+    "InvalidInputError",
+    "InvalidOptionError",
+    "ResourceError",
+    "SourceError",
+    "UnsupportedFormatError",
+]
+
+
+class GaussearchError(Exception):
+    """Base of every error raised on purpose. `code` is stable across releases; messages are not."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class InvalidInputError(GaussearchError):
+    """What the caller passed cannot be used."""
+
+    code = "invalid_input"
+
+
+class InvalidGaussiansError(InvalidInputError):
+    """Means and variances that are not a batch of diagonal Gaussians.
+
+    `row` and `component` are 0-based and None where the defect has no single place (a wrong shape, say).
+    """
+
+    code = "invalid_gaussian"
+
+    def __init__(self, message: str, *, row: int | None = None, component: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.component = component
+
+
+class InvalidOptionError(InvalidInputError):
+    """An option outside its limits."""
+
+    code = "invalid_option"
+
+
+class DocumentNotFoundError(InvalidInputError):
+    """An id that the index does not hold."""
+
+    code = "document_not_found"
+
+
+class SourceError(GaussearchError):
+    """A corpus file, row, column or value that cannot be read."""
+
+    code = "bad_source"
+
+
+class DuplicateIdError(SourceError):
+    """Two documents with one id."""
+
+    code = "duplicate_id"
+
+
+class BuildError(GaussearchError):
+    """The build cannot start, go on or resume."""
+
+    code = "build_failed"
+
+
+class IndexDirectoryError(GaussearchError):
+    """Something is wrong with the directory of an index."""
+
+    code = "bad_index"
+
+
+class IndexNotFoundError(IndexDirectoryError):
+    """No index has been published in the directory."""
+
+    code = "index_not_found"
+
+
+class CorruptIndexError(IndexDirectoryError):
+    """A file of the index that does not match its checksum, size or neighbour."""
+
+    code = "index_corrupt"
+
+
+class UnsupportedFormatError(IndexDirectoryError):
+    """A format version that this release does not read."""
+
+    code = "index_format_unsupported"
+
+
+class IndexLockedError(IndexDirectoryError):
+    """Another process is writing to the index."""
+
+    code = "index_locked"
+
+
+class ResourceError(GaussearchError):
+    """The machine cannot do what was asked."""
+
+    code = "resource_unavailable"
+
+
+class DeviceUnavailableError(ResourceError):
+    """The device asked for is not there."""
+
+    code = "device_unavailable"
+
+
+class InsufficientMemoryError(ResourceError):
+    """The index does not fit into memory."""
+
+    code = "insufficient_memory"

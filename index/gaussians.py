@@ -1,0 +1,192 @@
+"""A batch of diagonal Gaussians, and the only validator of one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from index.errors import InvalidGaussiansError
+
+__all__ = ["Defect", "Gaussians", "find_defects"]
+
+MAX_DIMENSIONS = 65_536
+"""The largest k accepted: far above any encoder's, and small enough that 3k+1 floats are never a surprise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """The first thing wrong with one row: 0-based `row` and `component`, the field's name and its value."""
+
+    row: int
+    component: int
+    field: str
+    value: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, component {self.component}: {self.field} is {self.value!r}, {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gaussians:
+    """n diagonal Gaussians over k latent dimensions, checked when made and never changed after.
+
+    means: (n, k) floating point. variances: (n, k), the same dtype and device, finite and above zero (variances, not
+    standard deviations or their logarithms).
+
+    Raises InvalidGaussiansError where shapes, dtypes or devices disagree, or naming the first row and component that
+    is not finite or whose variance is not above zero.
+    """
+
+    means: Tensor
+    variances: Tensor
+
+    def __post_init__(self) -> None:
+        _check_form(self.means, self.variances)
+        defects = find_defects(self.means, self.variances, limit=1)
+        if defects:
+            raise InvalidGaussiansError(str(defects[0]), row=defects[0].row, component=defects[0].component)
+
+    @classmethod
+    def from_arrays(cls, means: npt.ArrayLike, variances: npt.ArrayLike, *, k: int | None = None) -> "Gaussians":
+        """Gaussians of anything numpy takes as two (n, k) arrays.
+
+        Floats keep their dtype, or become the wider of the two; integers become float64. With `k`, also raises
+        InvalidGaussiansError unless the arrays have that many columns.
+        """
+        mean, variance = _as_tensor(means, "mean"), _as_tensor(variances, "variance")
+        dtype = torch.promote_types(mean.dtype, variance.dtype)
+        gaussians = cls(mean.to(dtype), variance.to(dtype))
+        if k is not None:
+            gaussians.require_dimensions(k)
+        return gaussians
+
+    def require_dimensions(self, k: int) -> None:
+        """Raises InvalidGaussiansError unless these Gaussians have k latent dimensions."""
+        if self.k != k:
+            raise InvalidGaussiansError(f"the Gaussians have {self.k} dimensions; the index holds {k}")
+
+    def __len__(self) -> int:
+        return int(self.means.shape[0])
+
+    @property
+    def k(self) -> int:
+        """Number of latent dimensions."""
+        return int(self.means.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where both tensors lie."""
+        return self.means.device
+
+    def __getitem__(self, rows: slice | Tensor) -> "Gaussians":
+        """The Gaussians at a slice (as a view) or at an integer tensor of row numbers."""
+        return self._trusted(self.means[rows], self.variances[rows])
+
+    def chunks(self, rows: int) -> Iterator["Gaussians"]:
+        """Views of at most `rows` rows each, in order."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Gaussians":
+        """The same Gaussians elsewhere or in another precision.
+
+        A narrower dtype can turn a small variance into zero or a large mean into infinity; that raises
+        InvalidGaussiansError, as it does at construction.
+        """
+        device = self.device if device is None else torch.device(device)
+        dtype = self.means.dtype if dtype is None else dtype
+        means, variances = self.means.to(device, dtype), self.variances.to(device, dtype)
+        narrows = torch.finfo(dtype).bits < torch.finfo(self.means.dtype).bits
+        return Gaussians(means, variances) if narrows else self._trusted(means, variances)
+
+    @classmethod
+    def concatenate(cls, batches: "list[Gaussians]") -> "Gaussians":
+        """One batch out of several on one device, in float64 where their precisions differ."""
+        if len(batches) == 1:
+            return batches[0]
+        if len({batch.means.dtype for batch in batches}) > 1:
+            batches = [batch.to(dtype=torch.float64) for batch in batches]
+        return cls._trusted(torch.cat([b.means for b in batches]), torch.cat([b.variances for b in batches]))
+
+    @classmethod
+    def _trusted(cls, means: Tensor, variances: Tensor) -> "Gaussians":
+        """Skips validation, for tensors that come out of Gaussians already validated."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "means", means)
+        object.__setattr__(made, "variances", variances)
+        return made
+
+
+def find_defects(means: Tensor, variances: Tensor, *, limit: int | None = None) -> list[Defect]:
+    """The first defect of each defective row, in row order, at most `limit` of them.
+
+    means, variances: (n, k). A row is defective where a mean is not finite, or a variance is not finite or not above
+    zero.
+    """
+    if _extremes_are_valid(means, variances):
+        return []
+    bad_mean = ~torch.isfinite(means)
+    # `> 0` is false for NaN too, so infinity is the only case left to ask about.
+    bad_variance = ~(variances > 0) | torch.isinf(variances)
+    bad = bad_mean | bad_variance
+    rows = torch.nonzero(bad.any(dim=1)).flatten()[:limit].tolist()
+    return [_first_defect(row, means[row], variances[row], bad_mean[row], bad[row]) for row in rows]
+
+
+def _extremes_are_valid(means: Tensor, variances: Tensor) -> bool:
+    """Whether no row has a defect, in one pass over each tensor; aminmax carries NaN through."""
+    if means.numel() == 0:
+        return True
+    (mean_low, mean_high), (variance_low, variance_high) = torch.aminmax(means), torch.aminmax(variances)
+    extremes = torch.stack((mean_low, mean_high, variance_low, variance_high))
+    return bool(torch.isfinite(extremes).all() & (variance_low > 0))
+
+
+def _first_defect(row: int, mean: Tensor, variance: Tensor, bad_mean: Tensor, bad: Tensor) -> Defect:
+    component = int(torch.nonzero(bad)[0])
+    if bool(bad_mean[component]):
+        return Defect(row, component, "mean", float(mean[component]), "it must be finite")
+    value = float(variance[component])
+    reason = "it must be above zero" if value <= 0 else "it must be finite"
+    return Defect(row, component, "variance", value, reason)
+
+
+def _check_form(means: Tensor, variances: Tensor) -> None:
+    for name, tensor in (("mean", means), ("variance", variances)):
+        if tensor.ndim != 2:
+            raise InvalidGaussiansError(f"{name} must have two dimensions (rows, k), not shape {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise InvalidGaussiansError(f"{name} must be floating point, not {tensor.dtype}")
+    if means.shape != variances.shape:
+        raise InvalidGaussiansError(
+            f"mean has shape {tuple(means.shape)} and variance {tuple(variances.shape)}; they must be the same"
+        )
+    if means.dtype != variances.dtype or means.device != variances.device:
+        raise InvalidGaussiansError(
+            f"mean is {means.dtype} on {means.device} and variance {variances.dtype} on {variances.device}; "
+            "they must agree"
+        )
+    if not 1 <= means.shape[1] <= MAX_DIMENSIONS:
+        raise InvalidGaussiansError(f"k is {means.shape[1]}; it must be from 1 to {MAX_DIMENSIONS}")
+
+
+def _as_tensor(values: npt.ArrayLike, name: str) -> Tensor:
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except ValueError as error:
+        raise InvalidGaussiansError(f"{name} is not a rectangular array of numbers: {error}") from error
+    if array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    if array.dtype.kind != "f":
+        raise InvalidGaussiansError(f"{name} must be numbers, not {array.dtype}")
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    # torch refuses foreign byte orders and negative strides, and warns about arrays it must not write to.
+    if not (array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array)

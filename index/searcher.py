@@ -1,0 +1,240 @@
+"""Search: query Gaussians in, documents ranked by exact -KL(Q||D) out.
+
+`Searcher` is the interface that everything above sees; `LocalSearcher` implements it over the segments of one index
+directory. A search has three steps:
+
+1. Scan. Queries are standardised and encoded, and FAISS finds in every segment the documents of the largest float32
+   inner products: a few more than asked for (index.scanning).
+2. Rescore. The best of all segments' candidates get their exact scores, in float64, from the Gaussians
+   (index.rescoring).
+3. Prove. No document that is not a candidate can score above the scan's ceiling, which allows for every rounding
+   (index.encoding.inner_product_error). Where the last result's exact score is above it, the results are those of a
+   float64 scan of everything. Where it is not (thousands of equal documents, a corpus that float32 cannot tell apart),
+   candidates are widened, and in the end every document is scored in float64.
+
+So results equal float64 brute force always, not nearly always; equal scores rank by id.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from index.documents import Document, DocumentStore, Numbers
+from index.errors import InvalidOptionError
+from index.gaussians import Gaussians
+from index.manifest import Manifest
+from index.memory import require_memory
+from index.rescoring import Explanation, explain, negative_kl
+from index.scanning import Scanner
+from index.storage import IndexDirectory
+from index.vectors import resolve_device
+
+__all__ = ["LocalSearcher", "Ranking", "Searcher"]
+
+MARGIN = 32
+"""Candidates beyond top_k in the first scan. On WordNet Gaussians (k=128) ten are enough to prove every result."""
+WIDENING = 8
+"""How much wider the second scan is than the first; after it, what is still unproven is scored exhaustively."""
+EXHAUSTIVE_ROWS = 4096
+"""Documents scored at a time by an exhaustive float64 scan, which bounds its memory."""
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The results of one query, best first: ids, -KL in nats (float64), and the numbers to fetch the documents by."""
+
+    ids: list[str]
+    scores: Scores
+    documents: Numbers
+
+    def top(self, count: int) -> "Ranking":
+        """The first `count` results."""
+        if len(self.ids) <= count:
+            return self
+        return Ranking(self.ids[:count], self.scores[:count], self.documents[:count])
+
+    def without(self, document_id: str | None) -> "Ranking":
+        """All results but the document with this id."""
+        if document_id not in self.ids:
+            return self
+        keep = [place for place, found in enumerate(self.ids) if found != document_id]
+        return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep])
+
+
+class Searcher(Protocol):
+    """What the service needs of an index, be it local or not."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The generation that is searched."""
+
+    @property
+    def name(self) -> str:
+        """What the index is called."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is searched."""
+
+    def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
+        """The top_k documents of each query."""
+
+    def document(self, document_id: str) -> Document:
+        """A document by its id."""
+
+    def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
+        """The payload of each document of a ranking."""
+
+    def explain(self, query: Gaussians, documents: Numbers) -> list[Explanation]:
+        """The parts of KL between one query and each document of its ranking."""
+
+
+class LocalSearcher:
+    """Searches one generation of an index directory, which it keeps open whatever is published meanwhile.
+
+    Opening reads the vectors into memory (or onto the GPU) and memory-maps the rest; `verify` also checks every
+    checksum. `threads` bounds the cores that one search uses; None is all. Raises the errors of IndexDirectory,
+    DeviceUnavailableError, and InsufficientMemoryError before reading what would not fit.
+
+    Safe to call from several threads.
+    """
+
+    def __init__(
+        self,
+        directory: IndexDirectory,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        resolved = resolve_device(device)
+        self.name = directory.name
+        self.manifest = directory.manifest()
+        require_memory(self.manifest, directory.path, resolved)
+        segments = directory.open_segments(self.manifest, verify=verify)
+        self._scanner = Scanner(self.manifest, segments, resolved, threads)
+        self._store = DocumentStore(segments)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are scanned."""
+        return self._scanner.device
+
+    def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
+        """The top_k documents (all, where there are fewer) of each of b queries, by exact -KL(Q||D).
+
+        queries: (b, k) of any floating dtype, on any device. `candidates` sets how many documents the first scan hands
+        to rescoring; it changes the time taken, never the results. Raises InvalidOptionError for top_k or candidates
+        below 1, InvalidGaussiansError for another k or a query that float32 cannot hold.
+        """
+        top_k = self._checked(queries, top_k)
+        if candidates is not None and candidates < 1:
+            raise InvalidOptionError(f"candidates is {candidates}; it must be at least 1")
+        first = max(candidates or 0, top_k + MARGIN)
+        rankings: dict[int, Ranking] = {}
+        pending = torch.arange(len(queries))
+        for count in (first, WIDENING * first):
+            complete = self._scan_and_prove(queries[pending], top_k, count)
+            rankings |= {int(pending[row]): ranking for row, ranking in complete.items()}
+            pending = torch.tensor([query for query in pending.tolist() if query not in rankings], dtype=torch.int64)
+            if not len(pending):
+                break
+        for query, ranking in zip(pending.tolist(), self._exhaustive(queries[pending], top_k), strict=True):
+            rankings[query] = ranking
+        return [rankings[query] for query in range(len(queries))]
+
+    def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
+        """The same results by scoring every document in float64, without FAISS: the slow path, and the reference."""
+        return self._exhaustive(queries, self._checked(queries, top_k))
+
+    def document(self, document_id: str) -> Document:
+        """The document with this id; raises DocumentNotFoundError."""
+        return self._store.find(document_id)
+
+    def document_at(self, number: int) -> Document:
+        """The document with this number, from 0 to len(self) - 1 or out of a Ranking."""
+        (document_id,) = self._store.ids(np.array([number]))
+        return self._store.find(document_id)
+
+    def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
+        """The payload of each of these documents (numbers (m,) from a Ranking), in their order."""
+        return self._store.payloads(documents)
+
+    def explain(self, query: Gaussians, documents: Numbers) -> list[Explanation]:
+        """The parts of KL between one query (1, k) and each of these documents (m,), in their order."""
+        (mean,), (variance,) = _float64(query)
+        means, variances = self._store.gaussians(documents)
+        pairs = zip(means.astype(np.float64), variances.astype(np.float64), strict=True)
+        return [explain(mean, variance, document_mean, document_variance) for document_mean, document_variance in pairs]
+
+    def _checked(self, queries: Gaussians, top_k: int) -> int:
+        queries.require_dimensions(self.manifest.k)
+        queries.to(dtype=torch.float32)  # raises where the scan could not hold it; a wider query is rescored as it is
+        if top_k < 1:
+            raise InvalidOptionError(f"top_k is {top_k}; it must be at least 1")
+        return min(top_k, len(self))
+
+    def _scan_and_prove(self, queries: Gaussians, top_k: int, count: int) -> dict[int, Ranking]:
+        """Rankings, by row, of those of the queries whose results `count` candidates prove complete."""
+        documents, ceilings = self._scanner.scan(queries, count)
+        if documents.shape[1] < top_k:
+            return {}
+        means, variances = _float64(queries)
+        scores = negative_kl(means[:, None], variances[:, None], *self._store.gaussians(documents))
+        scores[documents < 0] = -np.inf
+        last_results = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
+        complete = np.flatnonzero(last_results > ceilings)
+        return dict(
+            zip(complete.tolist(), self._rank(list(documents[complete]), list(scores[complete]), top_k), strict=True)
+        )
+
+    def _exhaustive(self, queries: Gaussians, top_k: int) -> list[Ranking]:
+        """Scores every document in float64, one query at a time, keeping what can still be among the top_k."""
+        rankings = []
+        for mean, variance in zip(*_float64(queries), strict=True):
+            scores, documents = np.empty(0), np.empty(0, np.int64)
+            for numbers, means, variances in self._store.blocks(EXHAUSTIVE_ROWS):
+                scores = np.concatenate([scores, negative_kl(mean, variance, means, variances)])
+                documents = np.concatenate([documents, numbers])
+                keep = _may_be_in_top(scores, top_k)
+                scores, documents = scores[keep], documents[keep]
+            rankings += self._rank([documents], [scores], top_k)
+        return rankings
+
+    def _rank(self, documents: Sequence[Numbers], scores: Sequence[Scores], top_k: int) -> list[Ranking]:
+        """Sorts each row of documents and their scores by descending score and ascending id, and keeps top_k."""
+        kept = [_may_be_in_top(row, top_k) for row in scores]
+        numbers = [row[keep] for row, keep in zip(documents, kept, strict=True)]
+        ids = iter(self._store.ids(np.concatenate([np.empty(0, np.int64), *numbers])))
+        rankings = []
+        for row, keep, row_numbers in zip(scores, kept, numbers, strict=True):
+            best = sorted(zip((-row[keep]).tolist(), [next(ids) for _ in keep], row_numbers, strict=True))[:top_k]
+            rankings.append(
+                Ranking(
+                    ids=[document_id for _, document_id, _ in best],
+                    scores=np.array([-divergence for divergence, _, _ in best]),
+                    documents=np.array([number for _, _, number in best], dtype=np.int64),
+                )
+            )
+        return rankings
+
+
+def _may_be_in_top(scores: Scores, top_k: int) -> Numbers:
+    """Indices of the top_k scores and of everything that ties with the last of them: ids decide about those."""
+    if len(scores) <= top_k:
+        return np.arange(len(scores))
+    return np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
+
+
+def _float64(queries: Gaussians) -> tuple[Scores, Scores]:
+    host = queries.to("cpu", torch.float64)
+    return host.means.numpy(), host.variances.numpy()

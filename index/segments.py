@@ -1,0 +1,207 @@
+"""One segment of an index: the unit of building, adding and searching. Its files, written and read.
+
+segments/<id>/
+  vectors.faiss     the encoded documents, as FAISS writes an IndexFlatIP
+  gaussians.npy     float32 (n, 2k): means | variances, memory-mapped, for exact scores
+  ids.arrow         id (string) and order (uint32: row numbers in ascending order of id)
+  payload.arrow     the source's other columns; absent where there are none
+  segment.json      index.manifest.SegmentManifest: counts, sizes and sha256 of the files above
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from index.durable import checksummed, measure, write_atomically
+from index.errors import CorruptIndexError
+from index.gaussians import Gaussians
+from index.manifest import FileEntry, SegmentEntry, SegmentManifest
+
+__all__ = [
+    "Segment",
+    "complete_segment",
+    "find_segment",
+    "open_segment",
+    "verify_segment",
+    "write_gaussians",
+    "write_ids",
+    "write_payload",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """An open segment; all of it but the vectors is memory-mapped.
+
+    gaussians: (n, 2k) float32, means | variances. ids: (n,) strings. order: (n,) uint32, rows by ascending id.
+    payload: n rows, or None.
+    """
+
+    folder: Path
+    manifest: SegmentManifest
+    gaussians: npt.NDArray[np.float32]
+    ids: pa.ChunkedArray
+    order: npt.NDArray[np.uint32]
+    payload: pa.Table | None
+
+    def __len__(self) -> int:
+        return self.manifest.documents
+
+    @property
+    def vectors_file(self) -> Path:
+        """Where the encoded documents lie."""
+        return self.folder / "vectors.faiss"
+
+    def ids_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """The ids of the documents at these rows."""
+        return list(self.ids.take(pa.array(rows)).to_pylist())
+
+    def payload_at(self, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The payload of the documents at these rows, a dictionary each, empty where the segment has none."""
+        if self.payload is None:
+            return [{} for _ in rows]
+        return list(self.payload.take(pa.array(rows)).to_pylist())
+
+    def find(self, document_id: str) -> int | None:
+        """The row that has this id, or None: a binary search over the memory-mapped order."""
+        key = document_id.encode(errors="surrogatepass")
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            found = self.ids[int(self.order[middle])].as_py().encode()
+            if found == key:
+                return int(self.order[middle])
+            low, high = (middle + 1, high) if found < key else (low, middle)
+        return None
+
+
+def write_gaussians(path: Path, batches: Sequence[Gaussians]) -> FileEntry:
+    """Writes batches as one float32 array (n, 2k), means | variances, synced to disk."""
+    rows, k = sum(map(len, batches)), batches[0].k
+    with checksummed(path) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 2 * k)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for batch in batches:
+            both = np.empty((len(batch), 2 * k), dtype="<f4")
+            both[:, :k], both[:, k:] = batch.means.cpu().numpy(), batch.variances.cpu().numpy()
+            file.write(both.data)
+    return file.entry
+
+
+def write_ids(path: Path, ids: pa.Array) -> FileEntry:
+    """Writes ids and their ascending order (by UTF-8 bytes, which is the order of Python's strings)."""
+    order = pc.sort_indices(ids).cast(pa.uint32())
+    return write_payload(path, pa.table({"id": ids, "order": order}))
+
+
+def write_payload(path: Path, table: pa.Table) -> FileEntry:
+    """Writes a table as an Arrow IPC file of as few record batches as possible, so that rows are found fast."""
+    with checksummed(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return file.entry
+
+
+def complete_segment(folder: Path, manifest: SegmentManifest) -> SegmentEntry:
+    """Writes segment.json, the last file of a segment, and returns the segment's entry for an index's manifest."""
+    data = (manifest.model_dump_json(indent=2) + "\n").encode()
+    write_atomically(folder / "segment.json", data)
+    return _entry(manifest, data)
+
+
+def find_segment(folder: Path, documents: int) -> SegmentEntry | None:
+    """The entry of a segment that an interrupted build completed: None where it is not there, not whole or another."""
+    try:
+        data = (folder / "segment.json").read_bytes()
+        manifest = SegmentManifest.model_validate_json(data)
+        entry = _entry(manifest, data)
+        verify_segment(folder, entry)
+    except (FileNotFoundError, ValidationError, CorruptIndexError):
+        return None
+    return entry if (manifest.id, manifest.documents) == (folder.name, documents) else None
+
+
+def _entry(manifest: SegmentManifest, data: bytes) -> SegmentEntry:
+    size = sum(file.bytes for file in manifest.files.values())
+    return SegmentEntry(
+        id=manifest.id, documents=manifest.documents, bytes=size, sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+def verify_segment(folder: Path, entry: SegmentEntry) -> SegmentManifest:
+    """Checks the size and checksum of every file of a segment; raises CorruptIndexError naming the first that fails."""
+    manifest = _read_manifest(folder, entry)
+    for name, expected in manifest.files.items():
+        _check_size(folder / name, expected)
+        if measure(folder / name) != expected:
+            raise CorruptIndexError(f"{folder / name} does not match its checksum in {folder / 'segment.json'}")
+    return manifest
+
+
+def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
+    """Opens a segment, after reading all of it if `verify`; raises CorruptIndexError naming the file that is wrong."""
+    manifest = verify_segment(folder, entry) if verify else _read_manifest(folder, entry)
+    for name, expected in manifest.files.items():
+        _check_size(folder / name, expected)
+    gaussians = _map_gaussians(folder / "gaussians.npy", (manifest.documents, 2 * manifest.k))
+    ids = _map_table(folder / "ids.arrow", manifest.documents)
+    if ids.schema.names != ["id", "order"]:
+        raise CorruptIndexError(f"{folder / 'ids.arrow'} has columns {ids.schema.names}, not id and order")
+    payload = None
+    if "payload.arrow" in manifest.files:
+        payload = _map_table(folder / "payload.arrow", manifest.documents)
+    order = ids["order"].combine_chunks().to_numpy()
+    return Segment(folder, manifest, gaussians, ids["id"], order, payload)
+
+
+def _read_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
+    path = folder / "segment.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptIndexError(f"{path} is missing") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
+    try:
+        manifest = SegmentManifest.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptIndexError(f"{path}: {error.errors()[0]['msg']}") from error
+    if (manifest.id, manifest.documents) != (entry.id, entry.documents):
+        raise CorruptIndexError(f"{path} describes another segment than the index's manifest expects")
+    return manifest
+
+
+def _check_size(path: Path, expected: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise CorruptIndexError(f"{path} is missing") from error
+    if size != expected.bytes:
+        raise CorruptIndexError(f"{path} has {size} bytes, not {expected.bytes}")
+
+
+def _map_gaussians(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    try:
+        array: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise CorruptIndexError(f"{path} is not an array: {error}") from error
+    if array.shape != shape or array.dtype != np.dtype("<f4"):
+        raise CorruptIndexError(f"{path} holds {array.dtype} {array.shape}, not float32 {shape}")
+    return array
+
+
+def _map_table(path: Path, rows: int) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptIndexError(f"{path} is not an Arrow file: {error}") from error
+    if table.num_rows != rows:
+        raise CorruptIndexError(f"{path} has {table.num_rows} rows, not {rows}")
+    return table

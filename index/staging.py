@@ -1,0 +1,213 @@
+"""An unfinished build on disk: what it is building, and the segments it has already read.
+
+staging/
+  plan.json       what is built (corpus, settings, generation); a build that resumes must have the same
+  00000.json      a segment whose documents are all on disk, and where the corpus goes on after it
+  ...
+segments/<id>/    the documents of those segments; unknown to any manifest until the build publishes
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from index.durable import fsync_directory, measure, write_atomically
+from index.encoding import Encoding, MomentAccumulator
+from index.errors import BuildError, SourceError
+from index.manifest import FileEntry
+from index.segments import write_gaussians, write_ids, write_payload
+from index.sources import SourceBatch
+from index.storage import IndexDirectory
+
+__all__ = ["BuildPlan", "ReadSegment", "Staging"]
+
+
+class BuildPlan(BaseModel):
+    """What decides the content of an index, and nothing else: two builds with one plan make the same segments."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    corpus: str
+    encoding: Encoding
+    kind: Literal["flat"]
+    segment_docs: int
+    on_error: Literal["stop", "skip"]
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that stand for the plan."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+class _PlanFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generation: int
+    plan: BuildPlan
+
+
+class ReadSegment(BaseModel):
+    """staging/NNNNN.json: a segment whose documents are on disk, and where the corpus goes on after it.
+
+    `next_record` is (index of the file, ordinal of the record). `rejected` counts the rows left out up to there, and
+    `rejected_bytes` is how long the file that lists them was. The rest are the moments of its Gaussians.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    documents: Annotated[int, Field(gt=0)]
+    k: Annotated[int, Field(gt=0)]
+    next_record: tuple[int, int]
+    rejected: int
+    rejected_bytes: int
+    files: dict[str, FileEntry]
+    mean: list[float]
+    squared_deviations: list[float]
+    variance_sum: list[float]
+
+    def moments(self) -> MomentAccumulator:
+        """The moments of the segment's Gaussians."""
+        accumulator = MomentAccumulator(self.k)
+        accumulator.count = self.documents
+        accumulator.mean = np.array(self.mean)
+        accumulator.squared_deviations = np.array(self.squared_deviations)
+        accumulator.variance_sum = np.array(self.variance_sum)
+        return accumulator
+
+
+class Staging:
+    """The unfinished build of one index. The caller holds the index's writer lock.
+
+    Segment ids hold the plan and the generation that the build will publish, so no build ever writes into a segment
+    that a searcher may have open.
+    """
+
+    def __init__(self, directory: IndexDirectory, plan: BuildPlan, generation: int) -> None:
+        self.path = directory.staging
+        self.directory = directory
+        self.plan = plan
+        self.generation = generation
+
+    @classmethod
+    def open(cls, directory: IndexDirectory, plan: BuildPlan, *, restart: bool) -> "Staging":
+        """Resumes the unfinished build in the directory, or starts one where there is none or `restart` is set.
+
+        Raises BuildError where the unfinished build is one of something else, naming what differs.
+        """
+        plan_file = directory.staging / "plan.json"
+        if plan_file.exists() and not restart:
+            return cls(directory, plan, _same_plan(plan_file, plan).generation)
+        staging = cls(directory, plan, directory.next_generation())
+        staging.discard()
+        for folder in (directory.staging, directory.segments):
+            folder.mkdir(exist_ok=True)
+        fsync_directory(directory.path)
+        content = _PlanFile(generation=staging.generation, plan=plan)
+        write_atomically(plan_file, content.model_dump_json(indent=2).encode())
+        return staging
+
+    def discard(self) -> None:
+        """Removes the unfinished build and the segments that it has made."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.directory.remove_unneeded()
+
+    def segment_id(self, ordinal: int) -> str:
+        """What segment number `ordinal` is called."""
+        return f"{self.plan.id}-{self.generation:08d}-{ordinal:05d}"
+
+    def folder(self, ordinal: int) -> Path:
+        """Where segment number `ordinal` lies."""
+        return self.directory.segments / self.segment_id(ordinal)
+
+    def _record(self, ordinal: int) -> Path:
+        return self.path / f"{ordinal:05d}.json"
+
+    def finished_segments(self) -> list[ReadSegment]:
+        """The segments that earlier runs read completely, in order, up to the first that is missing or damaged."""
+        found: list[ReadSegment] = []
+        while True:
+            folder = self.folder(len(found))
+            try:
+                segment = ReadSegment.model_validate_json(self._record(len(found)).read_bytes())
+                if any(measure(folder / name) != entry for name, entry in segment.files.items()):
+                    return found
+            except (FileNotFoundError, ValidationError):
+                return found
+            found.append(segment)
+
+    def add_segment(
+        self, ordinal: int, batches: Sequence[SourceBatch], next_record: tuple[int, int], rejected: tuple[int, int]
+    ) -> ReadSegment:
+        """Writes the documents of a segment and, once they are on disk, the record that they are complete.
+
+        `rejected` is the count of rows left out so far and the length of the file that lists them.
+        """
+        folder = self.folder(ordinal)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        fsync_directory(folder.parent)
+        moments = MomentAccumulator(batches[0].gaussians.k)
+        for batch in batches:
+            moments.update(batch.gaussians)
+        files = {
+            "gaussians.npy": write_gaussians(folder / "gaussians.npy", [batch.gaussians for batch in batches]),
+            "ids.arrow": write_ids(folder / "ids.arrow", pa.concat_arrays([batch.ids for batch in batches])),
+        }
+        payload = _payload(batches)
+        if payload is not None:
+            files["payload.arrow"] = write_payload(folder / "payload.arrow", payload)
+        segment = ReadSegment(
+            documents=moments.count,
+            k=batches[0].gaussians.k,
+            next_record=next_record,
+            rejected=rejected[0],
+            rejected_bytes=rejected[1],
+            files=files,
+            mean=moments.mean.tolist(),
+            squared_deviations=moments.squared_deviations.tolist(),
+            variance_sum=moments.variance_sum.tolist(),
+        )
+        fsync_directory(folder)
+        write_atomically(self._record(ordinal), segment.model_dump_json().encode())
+        return segment
+
+
+def _same_plan(plan_file: Path, plan: BuildPlan) -> _PlanFile:
+    try:
+        unfinished = _PlanFile.model_validate_json(plan_file.read_bytes())
+    except ValidationError as error:
+        raise BuildError(f"{plan_file} is from another release or damaged: add --restart to discard it") from error
+    differing = [name for name in BuildPlan.model_fields if getattr(unfinished.plan, name) != getattr(plan, name)]
+    if differing:
+        raise BuildError(
+            f"{plan_file.parent} holds an unfinished build with another {' and '.join(differing)}: "
+            "finish it with the command that began it, or add --restart to discard it"
+        )
+    return unfinished
+
+
+def _payload(batches: Sequence[SourceBatch]) -> pa.Table | None:
+    """One table of the batches' payloads, null where a file has no such column; None where there are no columns."""
+    tables = [
+        # A table without columns has no rows, so a column of nothing keeps the place of files without payload.
+        pa.table({"": pa.nulls(len(batch.ids))}) if batch.payload is None else batch.payload
+        for batch in batches
+    ]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        first, last = batches[0], batches[-1]
+        raise SourceError(
+            f"the payload columns between {first.file} and {last.file} have types that do not go together: {error}. "
+            "Give the column one type, or leave it out"
+        ) from error
+    if all(batch.payload is not None for batch in batches):
+        return table
+    table = table.drop_columns([""])
+    return table if table.num_columns else None

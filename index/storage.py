@@ -1,0 +1,175 @@
+"""The directory of an index: what lies where, how a generation is published, and how a reader gets hold of one.
+
+    my-index/
+      CURRENT                     name and sha256 of the live manifest; replaced atomically
+      manifests/00000007.json     one generation, immutable (index.manifest.Manifest)
+      segments/<id>/              immutable once a manifest names it (index.segments)
+      staging/                    what an unfinished build has done (index.staging); never read by a searcher
+      .lock                       held by the one process that writes
+
+Publishing: the files and folders of the segments are synced, then the manifest is written and synced, then CURRENT is
+replaced and synced. Whatever is interrupted, CURRENT names a whole generation. A reader reads CURRENT once and keeps to
+that manifest. The generation before the live one is kept, so that a reader that is just opening it can finish; older
+ones are removed by the next publication.
+"""
+
+import contextlib
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from index.durable import fsync_directory, write_atomically
+from index.errors import (
+    CorruptIndexError,
+    IndexLockedError,
+    IndexNotFoundError,
+    UnsupportedFormatError,
+)
+from index.manifest import FORMAT_VERSION, Manifest, SegmentEntry
+from index.segments import Segment, open_segment, verify_segment
+
+__all__ = ["IndexDirectory"]
+
+_CURRENT = re.compile(r"(?P<name>[0-9]{8}\.json) (?P<sha256>[0-9a-f]{64})\n")
+KEPT_GENERATIONS = 2
+
+
+class IndexDirectory:
+    """An index on disk. Making one touches nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.current_file = self.path / "CURRENT"
+        self.manifests = self.path / "manifests"
+        self.segments = self.path / "segments"
+        self.staging = self.path / "staging"
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, by which responses call the index."""
+        return self.path.resolve().name
+
+    def current_token(self) -> str:
+        """The content of CURRENT, which changes exactly when a generation is published.
+
+        Raises IndexNotFoundError where nothing has been published.
+        """
+        try:
+            return self.current_file.read_text(encoding="ascii", errors="replace")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise IndexNotFoundError(
+                f"no index in {self.path}: {self.current_file} does not exist; build one with `gaussearch build`"
+            ) from error
+
+    def manifest(self) -> Manifest:
+        """The live generation.
+
+        Raises IndexNotFoundError, CorruptIndexError or UnsupportedFormatError, naming the file.
+        """
+        match = _CURRENT.fullmatch(self.current_token())
+        if match is None:
+            raise CorruptIndexError(f"{self.current_file} does not name a manifest and its checksum")
+        path = self.manifests / match["name"]
+        data = _read(path)
+        if hashlib.sha256(data).hexdigest() != match["sha256"]:
+            raise CorruptIndexError(f"{path} does not match the checksum in {self.current_file}")
+        return _parse_manifest(path, data)
+
+    def open_segments(self, manifest: Manifest, *, verify: bool = True) -> list[Segment]:
+        """Memory-maps the segments of a generation, in its order; with `verify`, reads and checks every byte first.
+
+        Raises CorruptIndexError naming the file that is missing or differs.
+        """
+        opened = [self.open_segment(entry, verify=verify) for entry in manifest.segments]
+        for segment in opened:
+            if (segment.manifest.k, segment.manifest.encoding) != (manifest.k, manifest.encoding):
+                raise CorruptIndexError(f"{segment.folder} holds another k or encoding than the index's manifest")
+        return opened
+
+    def open_segment(self, entry: SegmentEntry, *, verify: bool = True) -> Segment:
+        """One segment of a generation; as `open_segments`."""
+        return open_segment(self.segments / entry.id, entry, verify=verify)
+
+    def verify(self) -> Manifest:
+        """Checks every checksum, size and cross-reference of the live generation and returns its manifest.
+
+        Raises CorruptIndexError naming the first file that differs.
+        """
+        manifest = self.manifest()
+        for entry in manifest.segments:
+            verify_segment(self.segments / entry.id, entry)
+        self.open_segments(manifest, verify=False)
+        return manifest
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes the folder where it is missing and holds its writer lock, which a dead process does not keep.
+
+        Raises IndexLockedError at once where another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise IndexLockedError(f"another process is writing to {self.path}; wait for it to finish") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def next_generation(self) -> int:
+        """The number that the next publication gets. A manifest that cannot be read does not stop it."""
+        published = [int(path.stem) for path in self.manifests.glob("[0-9]*.json")]
+        return max(published, default=0) + 1
+
+    def publish(self, manifest: Manifest) -> None:
+        """Makes a manifest, whose segments are in place, the live generation, and removes what none needs any more."""
+        self.manifests.mkdir(exist_ok=True)
+        fsync_directory(self.segments)
+        fsync_directory(self.path)
+        data = (manifest.model_dump_json(indent=2) + "\n").encode()
+        name = f"{manifest.generation:08d}.json"
+        write_atomically(self.manifests / name, data)
+        write_atomically(self.current_file, f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+        self.remove_unneeded()
+
+    def remove_unneeded(self) -> None:
+        """Removes generations before the last `KEPT_GENERATIONS`, and segments that none of those names."""
+        manifests = sorted(self.manifests.glob("[0-9]*.json"))
+        needed = set()
+        for path in manifests[-KEPT_GENERATIONS:]:
+            # A manifest that cannot be read keeps nothing: nobody can serve it.
+            with contextlib.suppress(CorruptIndexError, UnsupportedFormatError):
+                needed |= {entry.id for entry in _parse_manifest(path, _read(path)).segments}
+        for path in manifests[:-KEPT_GENERATIONS]:
+            path.unlink()
+        for folder in self.segments.glob("*"):
+            if folder.name not in needed:
+                shutil.rmtree(folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptIndexError(f"{path} is missing") from error
+
+
+def _parse_manifest(path: Path, data: bytes) -> Manifest:
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if field == "format_version":
+            raise UnsupportedFormatError(
+                f"{path} has format version {first['input']!r}; this release reads version {FORMAT_VERSION}: "
+                "upgrade gaussearch, or build the index again"
+            ) from error
+        raise CorruptIndexError(f"{path}: {field}: {first['msg']}") from error

@@ -1,0 +1,136 @@
+"""FAISS behind one seam: the flat inner-product index of one segment. The only importer of faiss.
+
+What it guards against: k above n pads with id -1; a wrong width raises an empty AssertionError; `write_index` to a path
+can fail without an error and never syncs; GPU indexes take k up to 2048 and are not safe for concurrent use.
+"""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from index.durable import checksummed
+from index.errors import CorruptIndexError, DeviceUnavailableError
+from index.manifest import FileEntry
+
+__all__ = ["FlatVectors", "GpuResources", "resolve_device", "set_threads"]
+
+GPU_RESULT_LIMIT = 2048
+"""The most results per query that FAISS's GPU indexes give."""
+
+# How many bytes pass from FAISS to Python at a time when an index is written.
+_WRITE_BLOCK = 1 << 24
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that `auto`, `cpu`, `cuda` or `cuda:N` stands for; auto is CUDA where torch sees one.
+
+    Raises DeviceUnavailableError where the device asked for is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceUnavailableError(f"{device!r} is not a device; use auto, cpu, cuda or cuda:N") from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise DeviceUnavailableError(f"device {device} is not there: torch sees {count} CUDA devices; use cpu")
+    elif resolved.type != "cpu":
+        raise DeviceUnavailableError(f"device {device} is not supported; use auto, cpu, cuda or cuda:N")
+    return resolved
+
+
+def set_threads(threads: int | None) -> None:
+    """Sets the number of OpenMP threads that FAISS uses when called from this thread; None is one per core."""
+    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
+
+
+class GpuResources:
+    """FAISS's scratch memory and streams on one CUDA device. One per process and device; used by one thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        if not hasattr(faiss, "StandardGpuResources"):
+            raise DeviceUnavailableError(
+                f"searching on {device} needs faiss-gpu, and faiss-cpu is installed: "
+                "install the gpu extra in place of the cpu extra, or use --device cpu"
+            )
+        # Teaches FAISS's Python classes to take CUDA tensors; it can only be imported where faiss-gpu is installed.
+        importlib.import_module("faiss.contrib.torch_utils")
+        self.device = device
+        self.handle = faiss.StandardGpuResources()
+
+    def to_device(self, index: Any) -> Any:
+        """A copy of a CPU index on the device."""
+        return faiss.index_cpu_to_gpu(self.handle, self.device.index or 0, index)
+
+
+class FlatVectors:
+    """The (n, d) float32 document vectors of one segment in a FAISS IndexFlatIP, on the CPU or a GPU."""
+
+    def __init__(self, index: Any, device: torch.device) -> None:
+        self._index = index
+        self.device = device
+
+    @classmethod
+    def preallocate(cls, documents: int, width: int) -> tuple["FlatVectors", Tensor]:
+        """An index of that size and its memory as a writable (documents, width) float32 tensor.
+
+        Encoding straight into it saves the copy that `add` makes, and half the memory. The tensor must not outlive the
+        index.
+        """
+        index = faiss.IndexFlatIP(width)
+        index.codes.resize(documents * width * 4)
+        index.ntotal = documents
+        memory = faiss.rev_swig_ptr(index.get_xb(), documents * width).reshape(documents, width)
+        return cls(index, torch.device("cpu")), torch.from_numpy(memory)
+
+    @classmethod
+    def read(cls, path: Path, *, documents: int, width: int) -> "FlatVectors":
+        """Reads vectors.faiss into memory; raises CorruptIndexError naming the file unless it is what is expected."""
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
+        if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise CorruptIndexError(f"{path} is not a flat inner-product index")
+        if (index.ntotal, index.d) != (documents, width):
+            raise CorruptIndexError(f"{path} holds {index.ntotal} x {index.d} numbers, not {documents} x {width}")
+        return cls(index, torch.device("cpu"))
+
+    def write(self, path: Path) -> FileEntry:
+        """Writes the index through Python's file object, which reports a full disk, and syncs it."""
+        with checksummed(path) as file:
+            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write, _WRITE_BLOCK))  # type: ignore[attr-defined]
+        return file.entry
+
+    def on(self, resources: GpuResources) -> "FlatVectors":
+        """The same vectors on a GPU."""
+        return FlatVectors(resources.to_device(self._index), resources.device)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def result_limit(self) -> int:
+        """The most results per query that one search can give."""
+        return len(self) if self.device.type == "cpu" else min(GPU_RESULT_LIMIT, len(self))
+
+    def search(self, queries: Tensor, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The `count` documents of the largest inner products: scores and rows, (b, count) each, best first.
+
+        queries: (b, d) float32 on this index's device. `count` is at most `result_limit`. A row of -1 stands where
+        FAISS found nothing comparable (an inner product that is NaN).
+        """
+        if queries.device.type == "cpu":
+            scores, rows = self._index.search(queries.numpy(), count)
+        else:
+            scores, rows = (result.cpu().numpy() for result in self._index.search(queries, count))
+        return scores, rows
