@@ -1,0 +1,196 @@
+"""Puts queries that arrive together into one search, on one thread, behind a bounded queue.
+
+The search thread never waits for a batch to fill: when it is free it takes what is there, up to `max_rows` queries, so
+an idle service adds no latency and a busy one grows its batches by itself. The queue counts queries, not requests.
+What has been given up (client gone, deadline passed) is dropped before it is searched, and an error in a batch reaches
+only the request that causes it.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from index import GaussearchError, Gaussians, Ranking, Searcher
+from service.metrics import Metrics
+from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
+
+__all__ = ["Batcher", "Found"]
+
+logger = logging.getLogger("gaussearch.batching")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rankings of one request's queries, and the searcher whose documents they number."""
+
+    searcher: Searcher
+    rankings: list[Ranking]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    queries: Gaussians
+    top_k: int
+    candidates: int | None
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Found]"
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.queries)
+
+
+class Batcher:
+    """A search thread and its queue. `searcher` is asked for the live searcher once per batch."""
+
+    def __init__(self, searcher: Callable[[], Searcher], metrics: Metrics, *, max_rows: int, queue_rows: int) -> None:
+        self._searcher = searcher
+        self._metrics = metrics
+        self._max_rows = max_rows
+        self._queue_rows = queue_rows
+        self._jobs: deque[_Job] = deque()
+        self._waiting = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._seconds_per_row = 0.0
+        self._thread = threading.Thread(target=self._run, name="gaussearch-search", daemon=True)
+
+    def start(self) -> None:
+        """Starts the search thread."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the search thread is there to do its work."""
+        return self._thread.is_alive()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new work is taken."""
+        return self.alive and not self._closing
+
+    def close(self) -> None:
+        """Takes no more work, finishes what is queued and ends the thread; blocks until then."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(
+        self, queries: Gaussians, top_k: int, candidates: int | None, deadline: float
+    ) -> "asyncio.Future[Found]":
+        """Queues queries (b, k) and returns the future of their results; cancel it to drop them.
+
+        `deadline` is a time.monotonic(). Raises OverloadedError where the queue has no room for b more queries, unless
+        it is empty, and NotReadyError once the batcher is closing or its thread has died. Call from an event loop.
+        """
+        loop = asyncio.get_running_loop()
+        job = _Job(queries, top_k, candidates, deadline, loop, loop.create_future())
+        with self._changed:
+            if not self.accepting:
+                raise NotReadyError("the service is shutting down or its search thread has died")
+            if self._jobs and self._waiting + job.rows > self._queue_rows:
+                self._metrics.rejected.labels("overloaded").inc()
+                raise OverloadedError(
+                    f"{self._waiting} queries are waiting and {self._queue_rows} may: try again later",
+                    headers={"Retry-After": str(self._retry_after())},
+                )
+            self._jobs.append(job)
+            self._set_waiting(self._waiting + job.rows)
+            self._changed.notify()
+        return job.future
+
+    def _retry_after(self) -> int:
+        """Whole seconds until half of the queue should be done."""
+        return max(1, round(self._waiting * self._seconds_per_row / 2))
+
+    def _set_waiting(self, rows: int) -> None:
+        self._waiting = rows
+        self._metrics.queue_rows.set(rows)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closing:
+                    self._changed.wait()
+                batch = self._take()
+            if batch:
+                self._search(batch)
+            elif self._closing:
+                return
+
+    def _take(self) -> list[_Job]:
+        """The next jobs that fit into one batch; the first one always does, however large."""
+        batch: list[_Job] = []
+        rows = 0
+        while self._jobs and (not batch or rows + self._jobs[0].rows <= self._max_rows):
+            job = self._jobs.popleft()
+            self._set_waiting(self._waiting - job.rows)
+            if job.future.cancelled():
+                self._metrics.rejected.labels("cancelled").inc()
+            elif time.monotonic() >= job.deadline:
+                self._metrics.rejected.labels("deadline").inc()
+                _fail(job, DeadlineExceededError("the deadline passed before the search began"))
+            else:
+                batch.append(job)
+                rows += job.rows
+        return batch
+
+    def _search(self, batch: list[_Job]) -> None:
+        started = time.perf_counter()
+        try:
+            self._search_together(batch)
+        except GaussearchError as error:
+            if len(batch) == 1:
+                _fail(batch[0], error)
+                return
+            # One of these requests is at fault; alone, each fails or succeeds for itself.
+            for job in batch:
+                self._search([job])
+        except Exception as error:
+            logger.exception("a batch of %d requests failed", len(batch))
+            for job in batch:
+                _fail(job, GaussearchError(f"the search failed: {error!r}"))
+        else:
+            seconds = (time.perf_counter() - started) / sum(job.rows for job in batch)
+            self._seconds_per_row += 0.1 * (seconds - self._seconds_per_row)
+
+    def _search_together(self, batch: list[_Job]) -> None:
+        searcher = self._searcher()
+        queries = Gaussians.concatenate([job.queries for job in batch])
+        started = time.perf_counter()
+        rankings = searcher.search(
+            queries,
+            max(job.top_k for job in batch),
+            candidates=max((job.candidates for job in batch if job.candidates), default=None),
+        )
+        self._metrics.batch(len(queries), searcher.manifest.documents, time.perf_counter() - started)
+        first = 0
+        done: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Found]]] = {}
+        for job in batch:
+            own = [ranking.top(job.top_k) for ranking in rankings[first : first + job.rows]]
+            done.setdefault(job.loop, []).append((job, Found(searcher, own)))
+            first += job.rows
+        for loop, results in done.items():
+            # One wake-up of the event loop for the whole batch.
+            loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: list[tuple[_Job, Found]]) -> None:
+    for job, found in results:
+        if not job.future.done():
+            job.future.set_result(found)
+
+
+def _fail(job: _Job, error: GaussearchError) -> None:
+    def set_exception() -> None:
+        if not job.future.done():
+            job.future.set_exception(error)
+
+    job.loop.call_soon_threadsafe(set_exception)

@@ -1,0 +1,193 @@
+"""The command `gaussearch`: build, inspect, verify and search an index, and serve it over HTTP."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from index import BuildOptions, BuildSummary, Columns, GaussearchError, IndexDirectory, VarianceAs, build_index
+from service.options import with_options
+from service.progress import progress_for
+from service.runs import LocalRunner, RemoteRunner, RunFormat, RunWriter, read_queries
+from service.server import run_server
+from service.settings import ENV_PREFIX, ServiceSettings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="gaussearch",
+    help="Retrieval over distributions: documents and queries are diagonal Gaussians, ranked by -KL(Q||D).",
+    epilog="Start with: gaussearch build corpus.parquet --index my-index; gaussearch serve --index my-index",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+IndexOption = Annotated[
+    Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
+]
+
+
+@app.command()
+@with_options(BuildOptions, ENV_PREFIX)
+def build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCES",
+            help="Files, folders or globs: Parquet, Arrow, NPZ, safetensors, JSON Lines (.gz, .zst), pickle.",
+            show_default=False,
+        ),
+    ],
+    index: IndexOption,
+    options: BuildOptions,
+) -> None:
+    """Build an index of SOURCES and publish it; a service that serves the directory takes it up by itself.
+
+    Interrupted at any moment, the live index is untouched, and the same command goes on where it stopped.
+    """
+    console = Console(stderr=True)
+    with _errors(), progress_for(console) as progress:
+        summary = build_index(sources, IndexDirectory(index), options, progress)
+    _print_summary(summary)
+
+
+@app.command()
+def inspect(index: IndexOption) -> None:
+    """Show what an index holds: documents, dimensions, encoding, segments, sizes, where it came from."""
+    with _errors():
+        manifest = IndexDirectory(index).manifest()
+    size = sum(segment.bytes for segment in manifest.segments)
+    rows: dict[str, object] = {
+        "generation": manifest.generation,
+        "created": f"{manifest.created_at} by {manifest.created_by}",
+        "documents": f"{manifest.documents:,}",
+        "dimensions (k)": manifest.k,
+        "kind": manifest.kind,
+        "encoding": f"{manifest.encoding} ({manifest.encoding.width(manifest.k)} numbers per document)",
+        "size": f"{size:,} bytes ({size / manifest.documents:,.0f} per document)",
+        "segments": len(manifest.segments),
+        "measured recall": "exact by construction",
+        "sources": ", ".join(manifest.source.files),
+        "rejected rows": manifest.source.rejected,
+    }
+    _print_table(str(index), rows)
+
+
+@app.command()
+def verify(index: IndexOption) -> None:
+    """Check every checksum of an index; exits with 1 and names the file if one does not match."""
+    with _errors():
+        manifest = IndexDirectory(index).verify()
+    print(f"{index}: generation {manifest.generation} is intact: {manifest.documents:,} documents")
+
+
+@app.command()
+def search(
+    queries: Annotated[
+        Path,
+        typer.Option("--queries", help="Query Gaussians, in any format that corpora may have.", show_default=False),
+    ],
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Directory of the index to search.", show_default=False)
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="A running service to search instead.", show_default=False)
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Documents per query.")] = 10,
+    form: Annotated[
+        RunFormat, typer.Option("--format", help="table for people, jsonl for programs, trec for trec_eval.")
+    ] = RunFormat.TABLE,
+    device: Annotated[str, typer.Option("--device", help="Where to search: auto, cpu, cuda or cuda:N.")] = "auto",
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar=f"{ENV_PREFIX}API_KEY", help="Key for --url.", show_default=False)
+    ] = None,
+    id_column: Annotated[str, typer.Option("--id-column", help="Column of the query ids.")] = "id",
+    mean_column: Annotated[str, typer.Option("--mean-column", help="Column of the means.")] = "mean",
+    variance_column: Annotated[str, typer.Option("--variance-column", help="Column of the variances.")] = "variance",
+    variance_as: Annotated[VarianceAs, typer.Option("--variance-as", help="What it holds.")] = VarianceAs.VARIANCE,
+) -> None:
+    """Search with every Gaussian of a file, in a directory (--index) or through a service (--url)."""
+    if (index is None) == (url is None):
+        raise typer.BadParameter("give either --index or --url")
+    with _errors():
+        runner = RemoteRunner(url, api_key) if url else LocalRunner(Path(str(index)), device)
+        writer = RunWriter(form, sys.stdout)
+        for batch in read_queries(queries, Columns(id_column, mean_column, variance_column), variance_as):
+            found = runner.search(batch.gaussians, top_k)
+            for query_id, text, results in zip(batch.ids, batch.texts, found, strict=True):
+                writer.write(query_id, text, results)
+
+
+@app.command()
+@with_options(ServiceSettings, ENV_PREFIX)
+def serve(options: ServiceSettings) -> None:
+    """Serve an index over HTTP until SIGTERM or Ctrl-C; /docs describes the interface."""
+    with _errors():
+        run_server(options)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turns what goes wrong on purpose into one line and an exit status, and SIGTERM into an orderly end."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except GaussearchError as error:
+        _stop(f"{error}", 1)
+    except BrokenPipeError:
+        # The reader of our output has enough (head, less).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except OSError as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; nothing that was live has changed, and the same command goes on from here", 130)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"gaussearch: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _print_summary(summary: BuildSummary) -> None:
+    manifest = summary.manifest
+    rows: dict[str, object] = {
+        "index": str(summary.path),
+        "generation": manifest.generation,
+        "documents": f"{manifest.documents:,}",
+        "dimensions (k)": manifest.k,
+        "size": f"{summary.bytes:,} bytes in {len(manifest.segments)} segments",
+        "time": f"{summary.seconds:.1f} s",
+    }
+    if summary.resumed_documents:
+        rows["resumed"] = f"{summary.resumed_documents:,} documents were there from an interrupted build"
+    if manifest.source.rejected:
+        rows["rejected rows"] = f"{manifest.source.rejected:,}"
+    _print_table("already up to date" if summary.up_to_date else "built and published", rows)
+
+
+def _print_table(title: str, rows: dict[str, object]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console().print(table)

@@ -1,0 +1,84 @@
+"""Prometheus metrics of one service process."""
+
+import os
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """One registry with everything the service counts; made per application, so that two never share a number.
+
+    With several worker processes `PROMETHEUS_MULTIPROC_DIR` names the folder through which prometheus_client adds up
+    their numbers.
+    """
+
+    def __init__(self) -> None:
+        # A creation time beside every number would double what is scraped.
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "gaussearch_requests", "Requests answered.", ["route", "method", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "gaussearch_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.rejected = Counter(
+            "gaussearch_rejected",
+            "Requests not searched: overloaded, deadline, cancelled.",
+            ["reason"],
+            registry=registry,
+        )
+        self.batch_rows = Histogram(
+            "gaussearch_batch_rows", "Queries searched together.", buckets=_ROWS, registry=registry
+        )
+        self.search_seconds = Histogram(
+            "gaussearch_search_seconds", "Time of one batch's search.", buckets=_SECONDS, registry=registry
+        )
+        self.scanned = Counter("gaussearch_scanned_documents", "Documents compared with queries.", registry=registry)
+        self.queue_rows = Gauge(
+            "gaussearch_queue_rows", "Queries waiting.", multiprocess_mode="livesum", registry=registry
+        )
+        self.generation = Gauge(
+            "gaussearch_index_generation", "Generation served.", multiprocess_mode="livemin", registry=registry
+        )
+        self.documents = Gauge(
+            "gaussearch_index_documents", "Documents served.", multiprocess_mode="livemin", registry=registry
+        )
+        self.reloads = Counter("gaussearch_index_reloads", "New generations taken up.", registry=registry)
+        self.reload_failures = Counter(
+            "gaussearch_index_reload_failures", "New generations refused.", registry=registry
+        )
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+    def batch(self, rows: int, documents: int, seconds: float) -> None:
+        """Counts one search of `rows` queries over `documents` documents."""
+        self.batch_rows.observe(rows)
+        self.search_seconds.observe(seconds)
+        self.scanned.inc(rows * documents)
+
+    def render(self) -> bytes:
+        """What GET /metrics answers."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

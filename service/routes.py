@@ -1,0 +1,263 @@
+"""The HTTP routes: a request becomes Gaussians, goes through the batcher, and its documents come back as JSON."""
+
+import base64
+import time
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from index import Gaussians, Ranking, Searcher
+from service import metrics as metrics_module
+from service.problems import LimitExceededError, NotReadyError
+from service.requests import deadline_of, read_body, require_key, wait_for
+from service.schemas import (
+    BatchSearchRequest,
+    BatchSearchResponse,
+    DocumentResponse,
+    IndexResponse,
+    Limits,
+    SearchOptions,
+    SearchRequest,
+    SearchResponse,
+    SimilarRequest,
+    gaussians_of,
+)
+from service.state import State
+
+__all__ = ["operations", "v1"]
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": description,
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemResponse"}}},
+    }
+    for status, description in {
+        400: "The body is not JSON.",
+        401: "A key is needed.",
+        404: "There is no such document.",
+        413: "The body is too large.",
+        415: "The body is compressed.",
+        422: "The request is not valid, or exceeds a limit.",
+        429: "The service is at capacity; Retry-After says when to come back.",
+        500: "The service failed.",
+        503: "No index is loaded yet.",
+        504: "The deadline passed.",
+    }.items()
+}
+_SEARCH_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: _ERRORS[status] for status in (400, 401, 413, 415, 422, 429, 500, 503, 504)
+}
+_TIMEOUT = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds after which the client no longer wants the answer.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+v1 = APIRouter(prefix="/v1", tags=["search"])
+operations = APIRouter(tags=["operations"])
+
+
+def _body(model: type) -> dict[str, Any]:
+    # Bodies are read by hand (service.requests.read_body), so OpenAPI has to be told what they are.
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "parameters": [_TIMEOUT],
+    }
+
+
+@v1.post(
+    "/search",
+    summary="Search with one Gaussian",
+    response_model=SearchResponse,
+    responses=_SEARCH_ERRORS,
+    openapi_extra=_body(SearchRequest),
+)
+async def search(request: Request) -> Response:
+    """The documents of the largest -KL(Q||D), best first."""
+    started, state = time.perf_counter(), _admit(request)
+    deadline = deadline_of(request, state.settings)
+    body = await read_body(request, SearchRequest, state.settings.max_body_bytes, deadline)
+    queries = gaussians_of([body], state.live.searcher().manifest.k)
+    searcher, results = await _search(request, state, queries, body, deadline)
+    return _answer(started, searcher, {"results": results[0]})
+
+
+@v1.post(
+    "/search/batch",
+    summary="Search with many Gaussians",
+    response_model=BatchSearchResponse,
+    responses=_SEARCH_ERRORS,
+    openapi_extra=_body(BatchSearchRequest),
+)
+async def search_batch(request: Request) -> Response:
+    """The documents of the largest -KL(Q||D) for each query, in the order of the queries."""
+    started, state = time.perf_counter(), _admit(request)
+    deadline = deadline_of(request, state.settings)
+    body = await read_body(request, BatchSearchRequest, state.settings.max_body_bytes, deadline)
+    _within("queries", len(body.queries), state.settings.max_queries)
+    queries = gaussians_of(body.queries, state.live.searcher().manifest.k)
+    searcher, results = await _search(request, state, queries, body, deadline)
+    return _answer(started, searcher, {"results": results})
+
+
+@v1.post(
+    "/documents/{document_id:path}/similar",
+    summary="Search with a document of the index",
+    response_model=SearchResponse,
+    responses=_SEARCH_ERRORS | {404: _ERRORS[404]},
+    openapi_extra=_body(SimilarRequest),
+)
+async def similar(request: Request, document_id: str) -> Response:
+    """The documents of the largest -KL, with a document's own Gaussian as the query."""
+    started, state = time.perf_counter(), _admit(request)
+    deadline = deadline_of(request, state.settings)
+    body = await read_body(request, SimilarRequest, state.settings.max_body_bytes, deadline)
+    query = state.live.searcher().document(document_id).gaussian
+    leave_out = None if body.include_self else document_id
+    searcher, results = await _search(request, state, query, body, deadline, leave_out=leave_out)
+    return _answer(started, searcher, {"results": results[0]})
+
+
+@v1.get(
+    "/documents/{document_id:path}",
+    summary="Fetch a document",
+    response_model=DocumentResponse,
+    responses={status: _ERRORS[status] for status in (401, 404, 503)},
+)
+async def document(request: Request, document_id: str) -> Response:
+    """A document's Gaussian and payload, as stored."""
+    state = _admit(request)
+    found = state.live.searcher().document(document_id)
+    return _json(
+        {
+            "id": found.id,
+            "mean": found.gaussian.means[0].numpy(),
+            "variance": found.gaussian.variances[0].numpy(),
+            "payload": found.payload,
+        }
+    )
+
+
+@v1.get(
+    "/index",
+    summary="What is served, and every limit",
+    response_model=IndexResponse,
+    responses={status: _ERRORS[status] for status in (401, 503)},
+)
+async def describe(request: Request) -> Response:
+    """The index, its generation, the limits of a request, and how the last reload went."""
+    state = _admit(request)
+    searcher = state.live.searcher()
+    manifest = searcher.manifest
+    return _json(
+        {
+            "name": searcher.name,
+            "generation": manifest.generation,
+            "created_at": manifest.created_at,
+            "documents": manifest.documents,
+            "k": manifest.k,
+            "encoding": manifest.encoding.value,
+            "kind": manifest.kind,
+            "measured_recall": manifest.measured_recall,
+            "segments": len(manifest.segments),
+            "bytes": sum(segment.bytes for segment in manifest.segments),
+            "device": str(searcher.device),
+            "version": state.version,
+            "limits": {name: getattr(state.settings, name) for name in Limits.model_fields},
+            "reload": {"failures": state.live.failures, "last_error": state.live.last_error},
+        }
+    )
+
+
+@operations.get("/livez", summary="Is the process able to work?")
+async def livez(request: Request) -> Response:
+    """200 while the search thread lives, 503 once it has died and the process should be restarted."""
+    state: State = request.app.state.gaussearch
+    if not state.batcher.alive:
+        raise NotReadyError("the search thread has died: restart the process")
+    return _json({"status": "ok"})
+
+
+@operations.get("/readyz", summary="Can searches be sent here?")
+async def readyz(request: Request) -> Response:
+    """200 once an index is loaded, 503 before that and when shutting down."""
+    state: State = request.app.state.gaussearch
+    state.live.searcher()
+    if not state.batcher.accepting:
+        raise NotReadyError("the service is shutting down")
+    return _json({"status": "ok"})
+
+
+@operations.get("/metrics", summary="Prometheus metrics")
+async def metrics(request: Request) -> Response:
+    """Counters, gauges and histograms in the Prometheus text format."""
+    state: State = request.app.state.gaussearch
+    return Response(state.metrics.render(), media_type=metrics_module.CONTENT_TYPE)
+
+
+def _admit(request: Request) -> State:
+    state: State = request.app.state.gaussearch
+    require_key(request, state.keys)
+    return state
+
+
+def _within(name: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise LimitExceededError(f"{name} is {value}; the limit is {limit}")
+
+
+async def _search(
+    request: Request,
+    state: State,
+    queries: Gaussians,
+    options: SearchOptions,
+    deadline: float,
+    *,
+    leave_out: str | None = None,
+) -> tuple[Searcher, list[list[dict[str, Any]]]]:
+    """The results of each query as JSON shows them, and the searcher that found them."""
+    _within("top_k", options.top_k, state.settings.max_top_k)
+    _within("candidates", options.candidates or 0, state.settings.max_candidates)
+    top_k = options.top_k + (leave_out is not None)
+    found = await wait_for(state.batcher.submit(queries, top_k, options.candidates, deadline), request, deadline)
+    results = []
+    for row, ranking in enumerate(found.rankings):
+        ranking = ranking.without(leave_out).top(options.top_k)
+        if options.min_score is not None:
+            ranking = ranking.top(int((ranking.scores >= options.min_score).sum()))
+        results.append(_results(found.searcher, queries[row : row + 1], ranking, options))
+    return found.searcher, results
+
+
+def _results(searcher: Searcher, query: Gaussians, ranking: Ranking, options: SearchOptions) -> list[dict[str, Any]]:
+    pairs = zip(ranking.ids, ranking.scores.tolist(), strict=True)
+    results: list[dict[str, Any]] = [{"id": name, "score": score} for name, score in pairs]
+    if options.with_payload:
+        for result, payload in zip(results, searcher.payloads(ranking.documents), strict=True):
+            result["payload"] = payload
+    if options.explain:
+        for result, explanation in zip(results, searcher.explain(query, ranking.documents), strict=True):
+            result["explanation"] = explanation
+    return results
+
+
+def _answer(started: float, searcher: Searcher, content: dict[str, Any]) -> Response:
+    content["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
+    content["index"] = {"name": searcher.name, "generation": searcher.manifest.generation}
+    return _json(content)
+
+
+def _json(content: Any) -> Response:
+    encoded = orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return Response(encoded, media_type="application/json")
+
+
+def _plain(value: object) -> object:
+    """JSON for what payload columns may hold besides JSON's own types: bytes as base64, anything else as text."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

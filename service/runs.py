@@ -1,0 +1,144 @@
+"""Searches from the command line: queries out of a file, against a directory or a running service, and run files."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from index import Columns, Corpus, GaussearchError, Gaussians, IndexDirectory, LocalSearcher, VarianceAs
+
+__all__ = ["LocalRunner", "QueryBatch", "RemoteRunner", "Result", "RunFormat", "RunWriter", "read_queries"]
+
+BATCH_QUERIES = 128
+
+
+class RunFormat(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    TREC = "trec"
+
+
+class RemoteError(GaussearchError):
+    """A service that does not answer, or answers with an error."""
+
+    code = "service_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBatch:
+    """b queries of a file: ids, Gaussians (b, k), and the text of each where the file has a text column."""
+
+    ids: list[str]
+    gaussians: Gaussians
+    texts: list[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One document of a ranking; `score` is -KL in nats."""
+
+    id: str
+    score: float
+    payload: dict[str, Any]
+
+
+class Runner(Protocol):
+    """Anything that searches a batch."""
+
+    def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
+        """The results of each query."""
+
+
+def read_queries(path: Path, columns: Columns, variance_as: VarianceAs) -> Iterator[QueryBatch]:
+    """The queries of a file of any format that corpora may have; raises SourceError for one that cannot be read."""
+    for batch in Corpus([path], columns=columns, variance_as=variance_as).batches(batch_rows=BATCH_QUERIES):
+        texts: list[str | None] = [None] * len(batch.gaussians)
+        if batch.payload is not None and "text" in batch.payload.schema.names:
+            texts = batch.payload["text"].to_pylist()
+        yield QueryBatch(batch.ids.to_pylist(), batch.gaussians, texts)
+
+
+class LocalRunner:
+    """Searches an index directory in this process."""
+
+    def __init__(self, directory: Path, device: str) -> None:
+        self._searcher = LocalSearcher(IndexDirectory(directory), device=device)
+
+    def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
+        """The top_k documents of each query."""
+        found = []
+        for ranking in self._searcher.search(queries, top_k):
+            payloads = self._searcher.payloads(ranking.documents)
+            found.append([Result(*parts) for parts in zip(ranking.ids, ranking.scores.tolist(), payloads, strict=True)])
+        return found
+
+
+class RemoteRunner:
+    """Searches through a running service."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0)
+
+    def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
+        """The top_k documents of each query; raises RemoteError with what the service said."""
+        pairs = zip(queries.means.tolist(), queries.variances.tolist(), strict=True)
+        body = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs], "top_k": top_k}
+        try:
+            response = self._client.post("/v1/search/batch", json=body)
+        except httpx.HTTPError as error:
+            raise RemoteError(f"{self._client.base_url} does not answer: {error}") from error
+        if response.status_code != httpx.codes.OK:
+            raise RemoteError(f"{self._client.base_url} answered {response.status_code}: {_detail(response)}")
+        return [
+            [Result(found["id"], found["score"], found.get("payload") or {}) for found in results]
+            for results in response.json()["results"]
+        ]
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return response.text[:200]
+
+
+class RunWriter:
+    """Prints results in one of the formats as they come."""
+
+    def __init__(self, form: RunFormat, stream: TextIO) -> None:
+        self._form = form
+        self._stream = stream
+
+    def write(self, query_id: str, text: str | None, results: Sequence[Result]) -> None:
+        """Prints one query's results. Raises GaussearchError for an id that a TREC run cannot hold."""
+        if self._form is RunFormat.TABLE:
+            self._write_table(query_id, text, results)
+        elif self._form is RunFormat.JSONL:
+            documents = [{"id": r.id, "score": r.score, "payload": r.payload} for r in results]
+            self._stream.write(json.dumps({"query": query_id, "results": documents}, default=str) + "\n")
+        else:
+            for rank, result in enumerate(results, start=1):
+                for identifier in (query_id, result.id):
+                    if len(identifier.split()) != 1:
+                        raise GaussearchError(f"id {identifier!r} has white space; TREC runs cannot hold it: use jsonl")
+                self._stream.write(f"{query_id} Q0 {result.id} {rank} {result.score!r} gaussearch\n")
+
+    def _write_table(self, query_id: str, text: str | None, results: Sequence[Result]) -> None:
+        table = Table(title=f"{query_id}: {text}" if text else query_id, title_justify="left")
+        table.add_column("rank", justify="right")
+        table.add_column("id", no_wrap=True)
+        table.add_column("-KL", justify="right", no_wrap=True)
+        table.add_column("payload")
+        for rank, result in enumerate(results, start=1):
+            shown = result.payload.get("text") or json.dumps(result.payload, default=str)
+            table.add_row(str(rank), result.id, f"{result.score:.4f}", str(shown) if result.payload else "")
+        Console(file=self._stream).print(table)
