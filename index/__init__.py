@@ -7,7 +7,8 @@ searcher = LocalSearcher(IndexDirectory("my-index"))
 ranking, = searcher.search(Gaussians.from_arrays([[0.1, -0.3]], [[1.0, 0.5]]), top_k=10)
 """
 
-from index.builder import BuildOptions, BuildSummary, Progress, build_index
+from index.build_options import BuildOptions
+from index.builder import BuildSummary, Progress, build_index
 from index.documents import Document
 from index.encoding import Encoding, Standardisation, encode_documents, encode_queries, negative_kl
 from index.errors import GaussearchError

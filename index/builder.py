@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from index.build_options import BuildOptions
 from index.duplicates import require_unique_ids
-from index.encoding import Encoding, MomentAccumulator, Standardisation, encode_documents
+from index.encoding import MomentAccumulator, Standardisation, encode_documents
 from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, SourceError
 from index.gaussians import Gaussians
 from index.manifest import (
@@ -31,7 +31,7 @@ from index.manifest import (
     StandardisationRecord,
 )
 from index.segments import complete_segment, find_segment
-from index.sources import Columns, Corpus, RejectedRows, SourceBatch, VarianceAs
+from index.sources import Columns, Corpus, RejectedRows, SourceBatch
 from index.staging import BuildPlan, ReadSegment, Staging
 from index.storage import IndexDirectory
 from index.vectors import FlatVectors, resolve_device
@@ -40,37 +40,6 @@ __all__ = ["BuildOptions", "BuildSummary", "Progress", "build_index"]
 
 ENCODE_ROWS = 1 << 15
 """Documents taken to the encoding device at a time."""
-
-
-class BuildOptions(BaseModel):
-    """Everything a build can be told besides its corpus and its index; the command line is made from these fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Annotated[Literal["flat"], Field(description="Index kind. flat scans every document.")] = "flat"
-    encoding: Annotated[
-        Encoding, Field(description="Vector form of a Gaussian: simplified (3k+1 numbers), full (3k+2), folded (2k+1).")
-    ] = Encoding.SIMPLIFIED
-    segment_docs: Annotated[
-        int, Field(ge=1, le=10_000_000, description="Documents per segment, which bounds a build's memory.")
-    ] = 100_000
-    device: Annotated[str, Field(description="Where to encode: auto, cpu, cuda or cuda:N.")] = "auto"
-    id_column: Annotated[str, Field(description="Column of the document ids, strings or integers.")] = "id"
-    mean_column: Annotated[str, Field(description="Column of the means, k numbers each.")] = "mean"
-    variance_column: Annotated[str, Field(description="Column of the variances, k numbers each.")] = "variance"
-    variance_as: Annotated[
-        VarianceAs, Field(description="What that column holds: variance, logvar (its logarithm) or std (its root).")
-    ] = VarianceAs.VARIANCE
-    on_error: Annotated[
-        Literal["stop", "skip"], Field(description="A bad row: stop the build, or skip it and list it in rejected-to.")
-    ] = "stop"
-    rejected_to: Annotated[
-        Path | None,
-        Field(description="File that lists skipped rows; rejected.jsonl in the index directory if not set."),
-    ] = None
-    restart: Annotated[
-        bool, Field(description="Discard an unfinished build in the index directory instead of resuming it.")
-    ] = False
 
 
 class Progress(Protocol):

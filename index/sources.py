@@ -22,16 +22,8 @@ import pyarrow.compute as pc
 
 from index.errors import InvalidOptionError, SourceError
 from index.formats import SUFFIXES, is_known, read
-from index.rows import (
-    Columns,
-    RejectedRows,
-    RowChecker,
-    RowDefect,
-    SourceBatch,
-    VarianceAs,
-    id_column,
-    place,
-)
+from index.row_checks import RowChecker, id_column
+from index.rows import Columns, RejectedRows, RowDefect, SourceBatch, VarianceAs, place
 
 __all__ = ["Columns", "Corpus", "RejectedRows", "SourceBatch", "VarianceAs", "place"]
 

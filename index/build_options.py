@@ -1,0 +1,42 @@
+"""Everything a build can be told, declared once: the command line and the README's table follow it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from index.encoding import Encoding
+from index.rows import VarianceAs
+
+__all__ = ["BuildOptions"]
+
+
+class BuildOptions(BaseModel):
+    """The options of `gaussearch build` besides its corpus and its index."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Annotated[Literal["flat"], Field(description="Index kind. flat scans every document.")] = "flat"
+    encoding: Annotated[
+        Encoding, Field(description="Vector form of a Gaussian: simplified (3k+1 numbers), full (3k+2), folded (2k+1).")
+    ] = Encoding.SIMPLIFIED
+    segment_docs: Annotated[
+        int, Field(ge=1, le=10_000_000, description="Documents per segment, which bounds a build's memory.")
+    ] = 100_000
+    device: Annotated[str, Field(description="Where to encode: auto, cpu, cuda or cuda:N.")] = "auto"
+    id_column: Annotated[str, Field(description="Column of the document ids, strings or integers.")] = "id"
+    mean_column: Annotated[str, Field(description="Column of the means, k numbers each.")] = "mean"
+    variance_column: Annotated[str, Field(description="Column of the variances, k numbers each.")] = "variance"
+    variance_as: Annotated[
+        VarianceAs, Field(description="What that column holds: variance, logvar (its logarithm) or std (its root).")
+    ] = VarianceAs.VARIANCE
+    on_error: Annotated[
+        Literal["stop", "skip"], Field(description="A bad row: stop the build, or skip it and list it in rejected-to.")
+    ] = "stop"
+    rejected_to: Annotated[
+        Path | None,
+        Field(description="File that lists skipped rows; rejected.jsonl in the index directory if not set."),
+    ] = None
+    restart: Annotated[
+        bool, Field(description="Discard an unfinished build in the index directory instead of resuming it.")
+    ] = False
