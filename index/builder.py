@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from index.build_options import BuildOptions
-from index.duplicates import require_unique_ids
+from index.duplicates import read_ids, require_unique_ids
 from index.encoding import MomentAccumulator, Standardisation, encode_documents
-from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, SourceError
+from index.errors import IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
 from index.gaussians import Gaussians
 from index.manifest import (
     FORMAT_VERSION,
@@ -134,16 +134,16 @@ class _Build:
         try:
             segments = self._read(staging)
             require_unique_ids(self.corpus, [staging.folder(i) / "ids.arrow" for i in range(len(segments))])
+            moments = MomentAccumulator(segments[0].k)
+            for segment in segments:
+                moments.merge(segment.moments())
+            standardisation = moments.standardisation()
+            self.progress.phase("encoding", moments.count)
+            entries = [self._encode(staging, i, segment, standardisation) for i, segment in enumerate(segments)]
         except SourceError:
             # The same corpus would fail the same way: there is nothing to resume.
             staging.discard()
             raise
-        moments = MomentAccumulator(segments[0].k)
-        for segment in segments:
-            moments.merge(segment.moments())
-        standardisation = moments.standardisation()
-        self.progress.phase("encoding", moments.count)
-        entries = [self._encode(staging, i, segment, standardisation) for i, segment in enumerate(segments)]
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             generation=staging.generation,
@@ -182,7 +182,7 @@ class _Build:
                 so_far = (earlier + self.rejected.count, self.rejected.path.stat().st_size if skipping else 0)
                 segments.append(staging.add_segment(len(segments), batches, next_record, so_far))
         if not segments:
-            raise BuildError(f"there are no documents in {', '.join(map(str, self.corpus.files))}")
+            raise SourceError(f"there are no documents in {', '.join(map(str, self.corpus.files))}")
         return segments
 
     def _cut(self, start: tuple[int, int]) -> Iterator[tuple[list[SourceBatch], tuple[int, int]]]:
@@ -215,11 +215,16 @@ class _Build:
             block = torch.from_numpy(np.array(gaussians[start : start + ENCODE_ROWS])).to(self.device)
             documents = Gaussians(block[:, : segment.k], block[:, segment.k :])
             target = memory[start : start + ENCODE_ROWS]
-            if self.device.type == "cpu":
-                encode_documents(documents, self.plan.encoding, standardisation, out=target)
-            else:
-                target.copy_(encode_documents(documents, self.plan.encoding, standardisation))
-            max_norm = max(max_norm, float(torch.linalg.vector_norm(target, dim=1).max()))
+            try:
+                if self.device.type == "cpu":
+                    encode_documents(documents, self.plan.encoding, standardisation, out=target)
+                else:
+                    target.copy_(encode_documents(documents, self.plan.encoding, standardisation))
+            except InvalidGaussiansError as error:
+                raise self._not_encodable(folder, start, error) from error
+            # In float64, because the square of a large float32 is not one.
+            norms = torch.linalg.vector_norm(target, dim=1, dtype=torch.float64)
+            max_norm = max(max_norm, float(norms.max()))
             self.progress.advance(len(documents))
         return complete_segment(
             folder,
@@ -233,6 +238,14 @@ class _Build:
                 files={**segment.files, "vectors.faiss": vectors.write(folder / "vectors.faiss")},
             ),
         )
+
+
+    def _not_encodable(self, folder: Path, start: int, error: InvalidGaussiansError) -> SourceError:
+        """The error about a document whose vector does not fit float32, which only the whole corpus can tell."""
+        document_id = read_ids(folder / "ids.arrow")[start + (error.row or 0)]
+        (places,) = self.corpus.locate([document_id]).values()
+        _, _, reason = str(error).partition(": ")
+        return SourceError(f"{places[0]}, document {document_id!r}: {reason}. Correct the row, or leave it out")
 
 
 def _intact_manifest(directory: IndexDirectory, plan: BuildPlan) -> Manifest | None:

@@ -80,12 +80,13 @@ class DocumentStore:
 
     def _collect(self, numbers: Numbers, fetch: Callable[[Segment, Numbers], list[T]]) -> list[T]:
         """What `fetch(segment, rows)` lists for each document, in their order, in one call per segment."""
-        places_of_all: list[int] = []
-        values_of_all: list[T] = []
-        for segment, places, rows in self._by_segment(numbers):
-            places_of_all += places.tolist()
-            values_of_all += fetch(segment, rows)
-        return [value for _, value in sorted(zip(places_of_all, values_of_all, strict=True), key=lambda pair: pair[0])]
+        parts = self._by_segment(numbers)
+        if len(parts) == 1:
+            return fetch(parts[0][0], parts[0][2])
+        collected: dict[int, T] = {}
+        for segment, places, rows in parts:
+            collected |= zip(places.tolist(), fetch(segment, rows), strict=True)
+        return [collected[place] for place in range(len(numbers))]
 
     def _by_segment(self, numbers: Numbers) -> list[tuple[Segment, Numbers, Numbers]]:
         """Splits document numbers (m,) by segment: (segment, places in `numbers`, rows in the segment)."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 from index.errors import DuplicateIdError
 from index.sources import Corpus
 
-__all__ = ["require_unique_ids"]
+__all__ = ["read_ids", "require_unique_ids"]
 
 SHOWN = 5
 """How many duplicate ids a message names."""
@@ -27,7 +27,7 @@ def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspects:
         return
-    ids = {name for path in id_files for name in _strings(path) if hash(name) in suspects}
+    ids = {name for path in id_files for name in read_ids(path) if hash(name) in suspects}
     duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
     if not duplicates:
         # Two different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
@@ -38,11 +38,11 @@ def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
 
 
 def _hashes(path: Path) -> npt.NDArray[np.int64]:
-    strings = _strings(path)
+    strings = read_ids(path)
     return np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings))
 
 
-def _strings(path: Path) -> list[str]:
+def read_ids(path: Path) -> list[str]:
     """The ids of one segment, as Python strings that last no longer than the caller's use of them."""
     with pa.memory_map(str(path)) as file:
         return list(pa.ipc.open_file(file).read_all()["id"].to_pylist())

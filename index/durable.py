@@ -60,8 +60,11 @@ def measure(path: Path) -> FileEntry:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step that survives a power cut: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replaces `path` by `data` in one step that survives a power cut: a reader sees the old file or the new one.
+
+    One process at a time may write to `path`; what a killed one left beside it is overwritten.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)

@@ -127,6 +127,8 @@ class MomentAccumulator:
 
     def merge(self, other: "MomentAccumulator") -> None:
         """Adds what another accumulator of the same k has seen."""
+        if other.count == 0:
+            return
         total = self.count + other.count
         delta = other.mean - self.mean
         self.squared_deviations += other.squared_deviations + delta**2 * (self.count * other.count / total)
@@ -153,7 +155,7 @@ def encode_documents(
 
     With `out`, a preallocated (n, d) tensor of any floating dtype and device, vectors are written there; memory beyond
     it is bounded by `CHUNK_ELEMENTS`. Raises InvalidGaussiansError naming the row where a vector does not fit the
-    output's dtype, ValueError where `out` has another shape.
+    output's dtype, ValueError where `out` has another shape or is not floating point.
     """
     return _encode(documents, encoding, standardisation, out, _write_documents)
 
@@ -216,8 +218,8 @@ def _encode(
     shape = (len(gaussians), encoding.width(gaussians.k))
     if out is None:
         out = torch.empty(shape, dtype=torch.float32, device=gaussians.device)
-    if tuple(out.shape) != shape:
-        raise ValueError(f"out has shape {tuple(out.shape)}; {shape} is needed")
+    if tuple(out.shape) != shape or not out.is_floating_point():
+        raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}; floating point of shape {shape} is needed")
     rows = max(1, CHUNK_ELEMENTS // gaussians.k)
     for start in range(0, len(gaussians), rows):
         target = out[start : start + rows]

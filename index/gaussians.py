@@ -47,6 +47,9 @@ class Gaussians:
 
     def __post_init__(self) -> None:
         _check_form(self.means, self.variances)
+        # What a model in training hands over is data here; kept, its graph would grow into every vector and score.
+        object.__setattr__(self, "means", self.means.detach())
+        object.__setattr__(self, "variances", self.variances.detach())
         defects = find_defects(self.means, self.variances, limit=1)
         if defects:
             raise InvalidGaussiansError(str(defects[0]), row=defects[0].row, component=defects[0].component)
@@ -101,7 +104,8 @@ class Gaussians:
         device = self.device if device is None else torch.device(device)
         dtype = self.means.dtype if dtype is None else dtype
         means, variances = self.means.to(device, dtype), self.variances.to(device, dtype)
-        narrows = torch.finfo(dtype).bits < torch.finfo(self.means.dtype).bits
+        # Not by the number of bits: float16 and bfloat16 have the same, and neither holds the other's values.
+        narrows = torch.promote_types(dtype, self.means.dtype) != dtype
         return Gaussians(means, variances) if narrows else self._trusted(means, variances)
 
     @classmethod

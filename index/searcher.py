@@ -15,7 +15,6 @@ directory. A search has three steps:
 So results equal float64 brute force always, not nearly always; equal scores rank by id.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,16 +27,16 @@ from index.errors import InvalidOptionError
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.memory import require_memory
-from index.rescoring import Explanation, explain, negative_kl
+from index.rescoring import Explanation, explain, negative_kl, rescore
 from index.scanning import Scanner
 from index.storage import IndexDirectory
 from index.vectors import resolve_device
 
 __all__ = ["LocalSearcher", "Ranking", "Searcher"]
 
-MARGIN = 32
-"""Candidates beyond top_k in the first scan. On WordNet Gaussians (k=128) ten are enough to prove every result."""
-WIDENING = 8
+MARGIN = 10
+"""Candidates beyond top_k in the first scan. On WordNet Gaussians (k=128) that is enough to prove every top 10."""
+WIDENING = 16
 """How much wider the second scan is than the first; after it, what is still unproven is scored exhaustively."""
 EXHAUSTIVE_ROWS = 4096
 """Documents scored at a time by an exhaustive float64 scan, which bounds its memory."""
@@ -141,15 +140,15 @@ class LocalSearcher:
             raise InvalidOptionError(f"candidates is {candidates}; it must be at least 1")
         first = max(candidates or 0, top_k + MARGIN)
         rankings: dict[int, Ranking] = {}
-        pending = torch.arange(len(queries))
+        pending = list(range(len(queries)))
         for count in (first, WIDENING * first):
-            complete = self._scan_and_prove(queries[pending], top_k, count)
-            rankings |= {int(pending[row]): ranking for row, ranking in complete.items()}
-            pending = torch.tensor([query for query in pending.tolist() if query not in rankings], dtype=torch.int64)
-            if not len(pending):
-                break
-        for query, ranking in zip(pending.tolist(), self._exhaustive(queries[pending], top_k), strict=True):
-            rankings[query] = ranking
+            rest = queries if len(pending) == len(queries) else queries[torch.tensor(pending)]
+            complete = self._scan_and_prove(rest, top_k, count)
+            rankings |= {pending[row]: ranking for row, ranking in complete.items()}
+            pending = [query for query in pending if query not in rankings]
+            if not pending:
+                return [rankings[query] for query in range(len(queries))]
+        rankings |= zip(pending, self._exhaustive(queries[torch.tensor(pending)], top_k), strict=True)
         return [rankings[query] for query in range(len(queries))]
 
     def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
@@ -189,13 +188,11 @@ class LocalSearcher:
         if documents.shape[1] < top_k:
             return {}
         means, variances = _float64(queries)
-        scores = negative_kl(means[:, None], variances[:, None], *self._store.gaussians(documents))
+        scores = rescore(means, variances, *self._store.gaussians(documents))
         scores[documents < 0] = -np.inf
         last_results = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
         complete = np.flatnonzero(last_results > ceilings)
-        return dict(
-            zip(complete.tolist(), self._rank(list(documents[complete]), list(scores[complete]), top_k), strict=True)
-        )
+        return dict(zip(complete.tolist(), self._rank(documents[complete], scores[complete], top_k), strict=True))
 
     def _exhaustive(self, queries: Gaussians, top_k: int) -> list[Ranking]:
         """Scores every document in float64, one query at a time, keeping what can still be among the top_k."""
@@ -207,25 +204,34 @@ class LocalSearcher:
                 documents = np.concatenate([documents, numbers])
                 keep = _may_be_in_top(scores, top_k)
                 scores, documents = scores[keep], documents[keep]
-            rankings += self._rank([documents], [scores], top_k)
+            rankings += self._rank(documents[None], scores[None], top_k)
         return rankings
 
-    def _rank(self, documents: Sequence[Numbers], scores: Sequence[Scores], top_k: int) -> list[Ranking]:
-        """Sorts each row of documents and their scores by descending score and ascending id, and keeps top_k."""
-        kept = [_may_be_in_top(row, top_k) for row in scores]
-        numbers = [row[keep] for row, keep in zip(documents, kept, strict=True)]
-        ids = iter(self._store.ids(np.concatenate([np.empty(0, np.int64), *numbers])))
+    def _rank(self, documents: Numbers, scores: Scores, top_k: int) -> list[Ranking]:
+        """Sorts rows of documents and their scores, both (p, c), best first; equal scores by id."""
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : top_k + 1]
+        best = np.take_along_axis(scores, order, axis=1)
+        tied = (best[:, 1:] == best[:, :-1]).any(axis=1)
+        numbers = np.take_along_axis(documents, order[:, :top_k], axis=1)
+        ids = self._store.ids(numbers.ravel())
         rankings = []
-        for row, keep, row_numbers in zip(scores, kept, numbers, strict=True):
-            best = sorted(zip((-row[keep]).tolist(), [next(ids) for _ in keep], row_numbers, strict=True))[:top_k]
-            rankings.append(
-                Ranking(
-                    ids=[document_id for _, document_id, _ in best],
-                    scores=np.array([-divergence for divergence, _, _ in best]),
-                    documents=np.array([number for _, _, number in best], dtype=np.int64),
-                )
-            )
+        for row, has_ties in enumerate(tied.tolist()):
+            if has_ties:
+                rankings.append(self._rank_by_id(documents[row], scores[row], top_k))
+            else:
+                start = row * numbers.shape[1]
+                rankings.append(Ranking(ids[start : start + numbers.shape[1]], best[row, :top_k], numbers[row]))
         return rankings
+
+    def _rank_by_id(self, documents: Numbers, scores: Scores, top_k: int) -> Ranking:
+        """One row where equal scores leave the order, or the last place, to the ids."""
+        keep = _may_be_in_top(scores, top_k)
+        best = sorted(zip(-scores[keep], self._store.ids(documents[keep]), documents[keep], strict=True))[:top_k]
+        return Ranking(
+            ids=[document_id for _, document_id, _ in best],
+            scores=np.array([-divergence for divergence, _, _ in best]),
+            documents=np.array([number for _, _, number in best], dtype=np.int64),
+        )
 
 
 def _may_be_in_top(scores: Scores, top_k: int) -> Numbers:

@@ -102,7 +102,11 @@ class Staging:
         """
         plan_file = directory.staging / "plan.json"
         if plan_file.exists() and not restart:
-            return cls(directory, plan, _same_plan(plan_file, plan).generation)
+            unfinished = _read_plan(plan_file)
+            # A build that was killed just after it published has nothing left to resume.
+            if unfinished.generation != directory.live_generation():
+                _require_same(plan_file, unfinished.plan, plan)
+                return cls(directory, plan, unfinished.generation)
         staging = cls(directory, plan, directory.next_generation())
         staging.discard()
         for folder in (directory.staging, directory.segments):
@@ -178,18 +182,20 @@ class Staging:
         return segment
 
 
-def _same_plan(plan_file: Path, plan: BuildPlan) -> _PlanFile:
+def _read_plan(plan_file: Path) -> _PlanFile:
     try:
-        unfinished = _PlanFile.model_validate_json(plan_file.read_bytes())
+        return _PlanFile.model_validate_json(plan_file.read_bytes())
     except ValidationError as error:
         raise BuildError(f"{plan_file} is from another release or damaged: add --restart to discard it") from error
-    differing = [name for name in BuildPlan.model_fields if getattr(unfinished.plan, name) != getattr(plan, name)]
+
+
+def _require_same(plan_file: Path, unfinished: BuildPlan, plan: BuildPlan) -> None:
+    differing = [name for name in BuildPlan.model_fields if getattr(unfinished, name) != getattr(plan, name)]
     if differing:
         raise BuildError(
             f"{plan_file.parent} holds an unfinished build with another {' and '.join(differing)}: "
             "finish it with the command that began it, or add --restart to discard it"
         )
-    return unfinished
 
 
 def _payload(batches: Sequence[SourceBatch]) -> pa.Table | None:

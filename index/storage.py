@@ -10,7 +10,7 @@
 Publishing: the files and folders of the segments are synced, then the manifest is written and synced, then CURRENT is
 replaced and synced. Whatever is interrupted, CURRENT names a whole generation. A reader reads CURRENT once and keeps to
 that manifest. The generation before the live one is kept, so that a reader that is just opening it can finish; older
-ones are removed by the next publication.
+ones, and those that were never made live, are removed by the next publication.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ from index.segments import Segment, open_segment, verify_segment
 
 __all__ = ["IndexDirectory"]
 
-_CURRENT = re.compile(r"(?P<name>[0-9]{8}\.json) (?P<sha256>[0-9a-f]{64})\n")
+_CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<sha256>[0-9a-f]{64})\n")
+_MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
 
 
@@ -65,6 +66,14 @@ class IndexDirectory:
             raise IndexNotFoundError(
                 f"no index in {self.path}: {self.current_file} does not exist; build one with `gaussearch build`"
             ) from error
+
+    def live_generation(self) -> int | None:
+        """The number of the generation that CURRENT names; None where it names none."""
+        try:
+            match = _CURRENT.fullmatch(self.current_token())
+        except IndexNotFoundError:
+            return None
+        return int(match["generation"]) if match else None
 
     def manifest(self) -> Manifest:
         """The live generation.
@@ -125,14 +134,15 @@ class IndexDirectory:
 
     def next_generation(self) -> int:
         """The number that the next publication gets. A manifest that cannot be read does not stop it."""
-        published = [int(path.stem) for path in self.manifests.glob("[0-9]*.json")]
+        published = [int(path.stem) for path in self.manifests.glob(_MANIFESTS)]
         return max(published, default=0) + 1
 
     def publish(self, manifest: Manifest) -> None:
         """Makes a manifest, whose segments are in place, the live generation, and removes what none needs any more."""
         self.manifests.mkdir(exist_ok=True)
-        fsync_directory(self.segments)
-        fsync_directory(self.path)
+        # The folders of resumed segments too: the run that made them may have been killed before it synced them.
+        for folder in (*(self.segments / entry.id for entry in manifest.segments), self.segments, self.path):
+            fsync_directory(folder)
         data = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = f"{manifest.generation:08d}.json"
         write_atomically(self.manifests / name, data)
@@ -140,15 +150,21 @@ class IndexDirectory:
         self.remove_unneeded()
 
     def remove_unneeded(self) -> None:
-        """Removes generations before the last `KEPT_GENERATIONS`, and segments that none of those names."""
-        manifests = sorted(self.manifests.glob("[0-9]*.json"))
-        needed = set()
-        for path in manifests[-KEPT_GENERATIONS:]:
-            # A manifest that cannot be read keeps nothing: nobody can serve it.
-            with contextlib.suppress(CorruptIndexError, UnsupportedFormatError):
-                needed |= {entry.id for entry in _parse_manifest(path, _read(path)).segments}
-        for path in manifests[:-KEPT_GENERATIONS]:
-            path.unlink()
+        """Removes all generations but the live one and those just before it, and segments that none of these names.
+
+        A manifest after the live one is that of a build that was killed before it could replace CURRENT.
+        """
+        manifests = sorted(self.manifests.glob(_MANIFESTS))
+        live = self.live_generation()
+        kept = [path for path in manifests if live is None or int(path.stem) <= live][-KEPT_GENERATIONS:]
+        for path in manifests:
+            if path not in kept:
+                path.unlink()
+        try:
+            needed = {entry.id for path in kept for entry in _parse_manifest(path, _read(path)).segments}
+        except (CorruptIndexError, UnsupportedFormatError):
+            # What it needs is not known, and another release may be able to read it.
+            return
         for folder in self.segments.glob("*"):
             if folder.name not in needed:
                 shutil.rmtree(folder)

@@ -31,7 +31,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # A creation time beside every number would double what is scraped.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
