@@ -199,12 +199,14 @@ def inner_product_error(query_norms: Tensor, document_norm: float, width: int, d
     Both vectors carry one rounding per component, and a sum of `width` products in any order is off by at most
     gamma_width |x|.|y|, gamma_w = w u / (1 - w u) (Higham, "Accuracy and Stability of Numerical Algorithms", 2002,
     Eq. 3.5); |x|.|y| <= ||x|| ||y|| by Cauchy and Schwarz. `query_norms` and `document_norm` are L2 norms of the
-    rounded vectors, `document_norm` the largest of the documents concerned. Valid for widths below 1/u.
+    rounded vectors, `document_norm` the largest of the documents concerned. Valid for widths below 1/u. Infinite where
+    a product or sum may overflow: no bound holds then.
     """
     # Two more roundings for the components; a hundredth more for the float64 arithmetic of the encoders and the norms.
     unit = torch.finfo(dtype).eps / 2
     roundings = (width + 2) * unit
-    return query_norms.double() * (1.01 * document_norm * roundings / (1 - roundings))
+    norms = query_norms.double() * (1.01 * document_norm)
+    return torch.where(norms > torch.finfo(dtype).max, torch.inf, norms * (roundings / (1 - roundings)))
 
 
 def _encode(

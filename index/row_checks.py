@@ -53,7 +53,7 @@ class RowChecker:
         if not kept.all():
             means, variances = means[torch.from_numpy(kept)], variances[torch.from_numpy(kept)]
         everything = bool(found.good.all())
-        payload = _payload(raw.table, self.columns)
+        payload = _payload(file, raw.table, self.columns)
         batch = SourceBatch(
             file=file,
             file_index=file_index,
@@ -228,16 +228,34 @@ def _variances(spreads: np.ndarray[Any, Any], variance_as: VarianceAs) -> np.nda
     return np.asarray(wide * np.abs(wide))
 
 
-def _payload(table: pa.Table, columns: Columns) -> pa.Table | None:
+def _payload(file: Path, table: pa.Table, columns: Columns) -> pa.Table | None:
     names = [name for name in table.column_names if name not in (columns.id, columns.mean, columns.variance)]
     if not names:
         return None
     payload = table.select(names).replace_schema_metadata(None)
     for position, name in enumerate(names):
-        column = payload.column(position)
-        if pa.types.is_dictionary(column.type):
-            payload = payload.set_column(position, name, column.cast(column.type.value_type))
+        column = _plain(payload.column(position))
+        payload = payload.set_column(position, name, column)
+        try:
+            column[:1].take(pa.array(range(len(column[:1]))))
+        except pa.ArrowNotImplementedError as error:
+            # Rows are taken from an index when they are found: too late to learn that Arrow cannot.
+            raise SourceError(
+                f"{file}: column {name!r} is {column.type}, which cannot be payload; convert the column, or leave it out"
+            ) from error
     return payload
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values without an encoding of the column as a whole: Arrow takes rows from plain columns only."""
+    types, kind = pa.types, column.type
+    if types.is_run_end_encoded(kind):
+        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
+    if types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return column.cast(pa.large_string() if types.is_string_view(kind) else pa.large_binary())
+    return column
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -41,6 +41,9 @@ WIDENING = 16
 EXHAUSTIVE_ROWS = 4096
 """Documents scored at a time by an exhaustive float64 scan, which bounds its memory."""
 
+GATHERED_NUMBERS = 1 << 24
+"""float32 numbers of candidates gathered at a time (64 MiB), however many queries ask for however many of them."""
+
 Scores = npt.NDArray[np.float64]
 
 
@@ -188,7 +191,11 @@ class LocalSearcher:
         if documents.shape[1] < top_k:
             return {}
         means, variances = _float64(queries)
-        scores = rescore(means, variances, *self._store.gaussians(documents))
+        scores = np.empty(documents.shape)
+        step = max(1, GATHERED_NUMBERS // (documents.shape[1] * 2 * self.manifest.k))
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            scores[rows] = rescore(means[rows], variances[rows], *self._store.gaussians(documents[rows]))
         scores[documents < 0] = -np.inf
         last_results = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
         complete = np.flatnonzero(last_results > ceilings)

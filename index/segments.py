@@ -24,6 +24,7 @@ from index.durable import checksummed, measure, write_atomically
 from index.errors import CorruptIndexError
 from index.gaussians import Gaussians
 from index.manifest import FileEntry, SegmentEntry, SegmentManifest
+from index.payload import payload_rows
 
 __all__ = [
     "Segment",
@@ -68,7 +69,7 @@ class Segment:
         """The payload of the documents at these rows, a dictionary each, empty where the segment has none."""
         if self.payload is None:
             return [{} for _ in rows]
-        return list(self.payload.take(pa.array(rows)).to_pylist())
+        return payload_rows(self.payload.take(pa.array(rows)))
 
     def find(self, document_id: str) -> int | None:
         """The row that has this id, or None: a binary search over the memory-mapped order."""

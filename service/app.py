@@ -58,7 +58,9 @@ def create_app(
         serving.cancel()
         await asyncio.to_thread(batcher.close)
 
-    app = FastAPI(title="Gaussearch", version=version, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Gaussearch", version=version, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False
+    )
     app.state.gaussearch = state
     app.include_router(v1)
     app.include_router(operations)
@@ -111,7 +113,13 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    return problem_response(request, GaussearchError(repr(error)))
+    # Starlette answers this outside of RequestLog, so the id has to be put in here; then it raises the error again, and
+    # the server logs the traceback.
+    request_id = request.scope.get("request_id", "")
+    logger.error("request %s failed; the traceback follows: %r", request_id, error)
+    response = problem_response(request, GaussearchError(repr(error)))
+    response.headers["X-Request-Id"] = request_id
+    return response
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

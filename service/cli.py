@@ -151,7 +151,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except GaussearchError as error:
-        _stop(f"{error}", 1)
+        _stop(f"{error} [{error.code}]", 1)
     except BrokenPipeError:
         # The reader of our output has enough (head, less).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

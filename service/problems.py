@@ -41,6 +41,10 @@ class MalformedJsonError(ServiceError):
     code = "malformed_json"
 
 
+MAX_FIELD_ERRORS = 20
+"""With more than this many, a body is not one with a mistake in it, and listing them would cost more than it helps."""
+
+
 class InvalidRequestError(ServiceError):
     """A body or header whose fields are missing, unknown, of the wrong type or out of range."""
 
@@ -49,12 +53,25 @@ class InvalidRequestError(ServiceError):
     @classmethod
     def of(cls, error: ValidationError) -> "InvalidRequestError":
         """Says which fields pydantic found wrong, without repeating what the client sent."""
+        if error.error_count() > MAX_FIELD_ERRORS:
+            return cls(f"body: {error.error_count()} fields are missing, unknown or of the wrong type")
         fields = [
-            {"field": ".".join(map(str, part["loc"])) or "body", "message": part["msg"]}
+            {"field": _name(part["loc"]), "message": part["msg"]}
             for part in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         first = fields[0]
         return cls(f"{first['field']}: {first['message']}", errors=fields)
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    """queries.0.mean.2: without the member of the union list | base64 that pydantic puts after a vector's name."""
+    before = ("", *location)
+    parts = [part for part, name in zip(location, before, strict=False) if name not in _VECTORS or part not in _FORMS]
+    return ".".join(map(str, parts)) or "body"
+
+
+_VECTORS = ("mean", "variance", "logvar")
+_FORMS = ("list[float]", "str")
 
 
 class LimitExceededError(ServiceError):

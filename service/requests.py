@@ -35,8 +35,10 @@ def require_key(request: Request, keys: list[bytes]) -> None:
     if not keys:
         return
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = (token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")).strip().encode()
-    matches = [hmac.compare_digest(given, key) for key in keys]
+    given = token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    # Starlette reads headers as Latin-1; this gives back the bytes that were sent.
+    sent = given.strip().encode("latin-1")
+    matches = [hmac.compare_digest(sent, key) for key in keys]
     if not any(matches):
         raise UnauthorizedError(
             "send a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
@@ -70,7 +72,7 @@ async def read_body(request: Request, model: type[Body], limit: int, deadline: f
     if encoding != "identity":
         raise UnsupportedEncodingError(f"Content-Encoding is {encoding!r}; send the body uncompressed")
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLargeError(f"the body has {declared} bytes; the limit is {limit}")
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
@@ -80,9 +82,15 @@ async def read_body(request: Request, model: type[Body], limit: int, deadline: f
     try:
         return model.model_validate_json(raw or b"{}")
     except ValidationError as error:
-        if error.errors(include_input=False, include_url=False)[0]["type"] == "json_invalid":
-            raise MalformedJsonError(str(error.errors(include_input=False, include_url=False)[0]["msg"])) from error
-        raise InvalidRequestError.of(error) from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: ValidationError) -> MalformedJsonError | InvalidRequestError:
+    if error.error_count() == 1:
+        (only,) = error.errors(include_input=False, include_url=False)
+        if only["type"] == "json_invalid":
+            return MalformedJsonError(only["msg"])
+    return InvalidRequestError.of(error)
 
 
 async def _read(request: Request, limit: int) -> bytes:

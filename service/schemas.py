@@ -6,7 +6,16 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from index import Gaussians
 from index.errors import InvalidGaussiansError
@@ -25,8 +34,9 @@ __all__ = [
     "gaussians_of",
 ]
 
+# fail_fast: a list of a million wrong numbers is one error, not a million.
 Vector = Annotated[
-    list[float] | str,
+    Annotated[list[float], Field(fail_fast=True)] | str,
     Field(
         union_mode="left_to_right",
         description="k numbers, or the base64 of k little-endian float32 numbers.",
@@ -36,7 +46,8 @@ Vector = Annotated[
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: `true` and "3" are no numbers, as OpenAPI says.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class QueryGaussian(_Request):
@@ -64,7 +75,7 @@ class SearchOptions(_Request):
         PositiveInt | None,
         Field(description="Documents that the first scan hands to exact scoring; chosen by the service if not set."),
     ] = None
-    min_score: Annotated[float | None, Field(description="Leave out documents that score below this.")] = None
+    min_score: Annotated[FiniteFloat | None, Field(description="Leave out documents that score below this.")] = None
     with_payload: Annotated[bool, Field(description="Return the documents' other columns.")] = True
     explain: Annotated[bool, Field(description="Return the parts of each document's KL divergence.")] = False
 
@@ -83,7 +94,7 @@ class BatchSearchRequest(SearchOptions):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"queries": [_GAUSSIAN_EXAMPLE], "top_k": 3}]})
 
-    queries: Annotated[list[QueryGaussian], Field(min_length=1)]
+    queries: Annotated[list[QueryGaussian], Field(min_length=1, fail_fast=True)]
 
 
 class SimilarRequest(SearchOptions):

@@ -1,0 +1,88 @@
+"""Writes the reference tables of README.md out of the code: settings, build options and error codes.
+
+python scripts/update_readme.py            rewrites what lies between the <!-- table: ... --> marks
+python scripts/update_readme.py --check    changes nothing, and exits with 1 where a table is out of date
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from enum import Enum
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from index.build_options import BuildOptions
+from index.errors import GaussearchError, IndexDirectoryError, InvalidInputError, ResourceError
+from service.options import option_name
+from service.problems import PROBLEMS, ServiceError
+from service.runs import RemoteError
+from service.settings import ENV_PREFIX, ServiceSettings
+
+ABSTRACT = {InvalidInputError, IndexDirectoryError, ResourceError, ServiceError}
+"""Errors that only their subclasses are raised as."""
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def options(model: type[BaseModel]) -> str:
+    rows = []
+    for name, field in model.model_fields.items():
+        default = field.default.value if isinstance(field.default, Enum) else field.default
+        shown = "required" if default is PydanticUndefined else "" if default is None else f"`{default}`"
+        rows.append([f"`{option_name(name)}`", f"`{ENV_PREFIX}{name.upper()}`", shown, str(field.description)])
+    return table(["option", "variable", "default", "meaning"], rows)
+
+
+def descendants(kind: type[GaussearchError]) -> set[type[GaussearchError]]:
+    return {kind}.union(*map(descendants, kind.__subclasses__()))
+
+
+def errors() -> str:
+    rows = []
+    for kind in descendants(GaussearchError) | {RemoteError}:
+        problem = PROBLEMS.get(kind)
+        if problem is not None:
+            rows.append((str(problem.status.value), f"`{kind.code}`", f"{problem.title}."))
+        elif kind not in ABSTRACT:
+            rows.append(("command line", f"`{kind.code}`", (kind.__doc__ or "").split("\n")[0]))
+    return table(["status", "code", "meaning"], sorted(rows))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": lambda: options(ServiceSettings),
+    "build options": lambda: options(BuildOptions),
+    "error codes": errors,
+}
+
+
+def updated(text: str) -> str:
+    """The README with every table as the code has it; ValueError where a mark is missing."""
+    for name, make in TABLES.items():
+        before, opening, rest = text.partition(f"<!-- table: {name} -->\n")
+        _, closing, after = rest.partition("<!-- end -->")
+        if not opening or not closing:
+            raise ValueError(f"README.md has no marks for the table {name!r}")
+        text = f"{before}{opening}{make()}\n{closing}{after}"
+    return text
+
+
+def main() -> int:
+    before = README.read_text(encoding="utf-8")
+    after = updated(before)
+    if "--check" not in sys.argv[1:]:
+        README.write_text(after, encoding="utf-8")
+        return 0
+    if after != before:
+        print("README.md is out of date: run python scripts/update_readme.py", file=sys.stderr)
+    return int(after != before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
