@@ -1,0 +1,94 @@
+# Gaussearch in a container: the service and the batch build, for machines without a GPU (target cpu, the default, so
+# it is the last stage) and with one (target gpu).
+#
+#   docker build -t gaussearch:cpu .
+#   docker run --rm -v gaussearch:/index -v "$PWD/sample/wordnet:/corpus:ro" gaussearch:cpu build /corpus/documents.parquet
+#   docker run --rm -v gaussearch:/index:ro -p 127.0.0.1:8080:8080 gaussearch:cpu
+#
+# It needs nothing writable but /tmp and, to build, /index: compose.yaml runs it with a read-only root file system.
+#
+# PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS are pip's own settings. Where pip's default torch is a CUDA
+# build of several GB, name a source of CPU builds with them: the pin in constraints.txt takes either.
+
+ARG BASE=python:3.11-slim
+# The wheels of torch and FAISS bring their CUDA runtime, and the driver comes from the host's container toolkit: a
+# plain Python is enough. A base of your own needs python3, 3.11 or newer, with venv and pip.
+ARG GPU_BASE=${BASE}
+
+# The package as a wheel: only this stage needs the source and setuptools.
+FROM ${BASE} AS wheel
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY sample/wordnet/LICENSE sample/wordnet/
+COPY index index
+COPY service service
+RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+# What has to be installed first, one dependency a line. A stage of its own, so that the layers below are made anew
+# when a dependency changes and not at every edit of pyproject.toml.
+FROM ${BASE} AS requirements
+COPY pyproject.toml .
+RUN for extra in cpu gpu; do python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*p['dependencies'], *p['optional-dependencies']['$extra'], sep='\n')" > /$extra.txt; done
+
+FROM ${GPU_BASE} AS gpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN python3 -m venv /opt/gaussearch \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gaussearch \
+    && install --directory --owner gaussearch --group gaussearch /index
+COPY constraints.txt /opt/gaussearch/
+COPY --from=requirements /gpu.txt /opt/gaussearch/requirements.txt
+RUN /opt/gaussearch/bin/pip install --no-cache-dir \
+    --constraint /opt/gaussearch/constraints.txt --requirement /opt/gaussearch/requirements.txt
+COPY scripts/build_index.py /opt/gaussearch/scripts/
+COPY --from=wheel /wheels /opt/gaussearch/wheels
+RUN /opt/gaussearch/bin/pip install --no-cache-dir --no-index --no-deps /opt/gaussearch/wheels/*.whl
+# The two NVIDIA settings ask the container toolkit for the devices and for what computing needs of the driver.
+ENV PATH=/opt/gaussearch/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    GAUSSEARCH_INDEX=/index GAUSSEARCH_HOST=0.0.0.0 GAUSSEARCH_PORT=8080 \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+VOLUME /index
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, os, sys; \
+c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GAUSSEARCH_PORT']), timeout=4); \
+c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["gaussearch"]
+CMD ["serve"]
+
+# The same without a GPU. It repeats the stage above because a stage cannot choose its base by the target.
+FROM ${BASE} AS cpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+# A fixed user id, so that an operator can give it a host folder: chown 10001 FOLDER.
+RUN python3 -m venv /opt/gaussearch \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gaussearch \
+    && install --directory --owner gaussearch --group gaussearch /index
+COPY constraints.txt /opt/gaussearch/
+COPY --from=requirements /cpu.txt /opt/gaussearch/requirements.txt
+RUN /opt/gaussearch/bin/pip install --no-cache-dir \
+    --constraint /opt/gaussearch/constraints.txt --requirement /opt/gaussearch/requirements.txt
+# From here on layers are small, and made anew when the code changes.
+COPY scripts/build_index.py /opt/gaussearch/scripts/
+COPY --from=wheel /wheels /opt/gaussearch/wheels
+RUN /opt/gaussearch/bin/pip install --no-cache-dir --no-index --no-deps /opt/gaussearch/wheels/*.whl
+# pip has compiled all modules above; at run time nothing tries to, because the root file system may be read-only.
+# HOME is where libraries look for their caches.
+ENV PATH=/opt/gaussearch/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    GAUSSEARCH_INDEX=/index GAUSSEARCH_HOST=0.0.0.0 GAUSSEARCH_PORT=8080
+USER 10001:10001
+VOLUME /index
+EXPOSE 8080
+# It asks the port of GAUSSEARCH_PORT, so set the port there and not with serve's option. http.client, because it
+# takes no notice of proxy settings.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, os, sys; \
+c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GAUSSEARCH_PORT']), timeout=4); \
+c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["gaussearch"]
+CMD ["serve"]
