@@ -3,6 +3,7 @@
 The corpus is read once. Reading cuts it into segments, checks it and fits the standardisation; then each segment is
 encoded straight into FAISS's memory, on the GPU where there is one; then the index is published in one step. Every
 finished segment is on disk and listed in `staging/`, so that the same command goes on where a killed build stopped.
+While one segment is written, hashed and synced, the next is read or encoded.
 """
 
 import datetime
@@ -17,11 +18,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from index.background import BackgroundWriter
 from index.build_options import BuildOptions
 from index.duplicates import read_ids, require_unique_ids
-from index.encoding import MomentAccumulator, Standardisation, encode_documents
+from index.encoding import MomentAccumulator, Standardisation
 from index.errors import IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
-from index.gaussians import Gaussians
 from index.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -30,6 +31,7 @@ from index.manifest import (
     SourceRecord,
     StandardisationRecord,
 )
+from index.segment_encoder import encode_segment
 from index.segments import complete_segment, find_segment
 from index.sources import Columns, Corpus, RejectedRows, SourceBatch
 from index.staging import BuildPlan, ReadSegment, Staging
@@ -37,9 +39,6 @@ from index.storage import IndexDirectory
 from index.vectors import FlatVectors, resolve_device
 
 __all__ = ["BuildOptions", "BuildSummary", "Progress", "build_index"]
-
-ENCODE_ROWS = 1 << 15
-"""Documents taken to the encoding device at a time."""
 
 
 class Progress(Protocol):
@@ -139,7 +138,7 @@ class _Build:
                 moments.merge(segment.moments())
             standardisation = moments.standardisation()
             self.progress.phase("encoding", moments.count)
-            entries = [self._encode(staging, i, segment, standardisation) for i, segment in enumerate(segments)]
+            entries = self._encode(staging, segments, standardisation)
         except SourceError:
             # The same corpus would fail the same way: there is nothing to resume.
             staging.discard()
@@ -176,11 +175,12 @@ class _Build:
         skipping = self.plan.on_error == "skip"
         if skipping:
             _truncate(self.rejected.path, segments[-1].rejected_bytes if segments else 0)
-        with self.rejected if skipping else nullcontext():
+        with self.rejected if skipping else nullcontext(), BackgroundWriter[ReadSegment]() as writer:
             start = segments[-1].next_record if segments else (0, 0)
-            for batches, next_record in self._cut(start):
+            for ordinal, (batches, next_record) in enumerate(self._cut(start), start=len(segments)):
                 so_far = (earlier + self.rejected.count, self.rejected.path.stat().st_size if skipping else 0)
-                segments.append(staging.add_segment(len(segments), batches, next_record, so_far))
+                segments += writer.submit(staging.add_segment, ordinal, batches, next_record, so_far)
+            segments += writer.finish()
         if not segments:
             raise SourceError(f"there are no documents in {', '.join(map(str, self.corpus.files))}")
         return segments
@@ -200,37 +200,36 @@ class _Build:
             yield kept, (len(self.corpus.files), 0)
 
     def _encode(
-        self, staging: Staging, ordinal: int, segment: ReadSegment, standardisation: Standardisation
-    ) -> SegmentEntry:
-        """Makes a segment whose documents have been read complete, unless an earlier run has done so."""
-        folder = staging.folder(ordinal)
-        finished = find_segment(folder, segment.documents)
-        if finished is not None:
-            self.progress.advance(segment.documents)
-            return finished
-        vectors, memory = FlatVectors.preallocate(segment.documents, self.plan.encoding.width(segment.k))
-        gaussians = np.load(folder / "gaussians.npy", mmap_mode="r", allow_pickle=False)
-        max_norm = 0.0
-        for start in range(0, segment.documents, ENCODE_ROWS):
-            block = torch.from_numpy(np.array(gaussians[start : start + ENCODE_ROWS])).to(self.device)
-            documents = Gaussians(block[:, : segment.k], block[:, segment.k :])
-            target = memory[start : start + ENCODE_ROWS]
-            try:
-                if self.device.type == "cpu":
-                    encode_documents(documents, self.plan.encoding, standardisation, out=target)
-                else:
-                    target.copy_(encode_documents(documents, self.plan.encoding, standardisation))
-            except InvalidGaussiansError as error:
-                raise self._not_encodable(folder, start, error) from error
-            # In float64, because the square of a large float32 is not one.
-            norms = torch.linalg.vector_norm(target, dim=1, dtype=torch.float64)
-            max_norm = max(max_norm, float(norms.max()))
-            self.progress.advance(len(documents))
+        self, staging: Staging, segments: list[ReadSegment], standardisation: Standardisation
+    ) -> list[SegmentEntry]:
+        """Makes the segments that have been read complete, but for those that an earlier run has completed."""
+        entries: list[SegmentEntry] = []
+        with BackgroundWriter[SegmentEntry]() as writer:
+            for ordinal, segment in enumerate(segments):
+                folder = staging.folder(ordinal)
+                finished = find_segment(folder, segment.documents)
+                if finished is not None:
+                    entries += [*writer.finish(), finished]
+                    self.progress.advance(segment.documents)
+                    continue
+                gaussians = np.load(folder / "gaussians.npy", mmap_mode="r", allow_pickle=False)
+                try:
+                    vectors, max_norm = encode_segment(
+                        gaussians, self.plan.encoding, standardisation, self.device, self.progress.advance
+                    )
+                except InvalidGaussiansError as error:
+                    raise self._not_encodable(folder, error) from error
+                entries += writer.submit(self._complete, folder, segment, vectors, max_norm)
+            entries += writer.finish()
+        return entries
+
+    def _complete(self, folder: Path, segment: ReadSegment, vectors: FlatVectors, max_norm: float) -> SegmentEntry:
+        """Writes a segment's vectors, and then the manifest that makes it whole."""
         return complete_segment(
             folder,
             SegmentManifest(
                 format_version=FORMAT_VERSION,
-                id=staging.segment_id(ordinal),
+                id=folder.name,
                 documents=segment.documents,
                 k=segment.k,
                 encoding=self.plan.encoding,
@@ -239,10 +238,9 @@ class _Build:
             ),
         )
 
-
-    def _not_encodable(self, folder: Path, start: int, error: InvalidGaussiansError) -> SourceError:
+    def _not_encodable(self, folder: Path, error: InvalidGaussiansError) -> SourceError:
         """The error about a document whose vector does not fit float32, which only the whole corpus can tell."""
-        document_id = read_ids(folder / "ids.arrow")[start + (error.row or 0)]
+        document_id = read_ids(folder / "ids.arrow")[error.row or 0]
         (places,) = self.corpus.locate([document_id]).values()
         _, _, reason = str(error).partition(": ")
         return SourceError(f"{places[0]}, document {document_id!r}: {reason}. Correct the row, or leave it out")

@@ -43,8 +43,11 @@ __all__ = [
     "query_constant",
 ]
 
-CHUNK_ELEMENTS = 1 << 16
-"""Gaussian components encoded at a time: half a MiB per float64 temporary, so that a handful fit into a cache."""
+CHUNK_ELEMENTS = 1 << 15
+"""Gaussian components encoded at a time on a CPU: a quarter of a MiB per float64 temporary, so that a handful stay in a
+core's cache, and few enough for torch to stay on the calling thread."""
+GPU_CHUNK_ELEMENTS = 1 << 24
+"""The same elsewhere: 128 MiB per temporary, so that starting an operation costs little beside doing it."""
 
 
 class Encoding(StrEnum):
@@ -154,8 +157,8 @@ def encode_documents(
     """Document vectors (n, d), on the documents' device, in float32 unless `out` says otherwise.
 
     With `out`, a preallocated (n, d) tensor of any floating dtype and device, vectors are written there; memory beyond
-    it is bounded by `CHUNK_ELEMENTS`. Raises InvalidGaussiansError naming the row where a vector does not fit the
-    output's dtype, ValueError where `out` has another shape or is not floating point.
+    it is bounded by `CHUNK_ELEMENTS` or `GPU_CHUNK_ELEMENTS`. Raises InvalidGaussiansError naming the row where a
+    vector does not fit the output's dtype, ValueError where `out` has another shape or is not floating point.
     """
     return _encode(documents, encoding, standardisation, out, _write_documents)
 
@@ -222,7 +225,8 @@ def _encode(
         out = torch.empty(shape, dtype=torch.float32, device=gaussians.device)
     if tuple(out.shape) != shape or not out.is_floating_point():
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}; floating point of shape {shape} is needed")
-    rows = max(1, CHUNK_ELEMENTS // gaussians.k)
+    elements = CHUNK_ELEMENTS if gaussians.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    rows = max(1, elements // gaussians.k)
     for start in range(0, len(gaussians), rows):
         target = out[start : start + rows]
         write(encoding, *standardisation.apply(gaussians[start : start + rows]), target)
@@ -240,7 +244,7 @@ def _write_documents(encoding: Encoding, means: Tensor, variances: Tensor, out: 
     out[:, -k:] = linear.mul_(2)
     out[:, -2 * k : -k] = inverse.neg_()
     if encoding is not Encoding.FOLDED:
-        out[:, -3 * k : -2 * k] = inverse
+        out[:, -3 * k : -2 * k] = out[:, -2 * k : -k]
 
 
 def _write_queries(encoding: Encoding, means: Tensor, variances: Tensor, out: Tensor) -> None:

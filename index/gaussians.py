@@ -1,5 +1,6 @@
 """A batch of diagonal Gaussians, and the only validator of one."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -143,12 +144,20 @@ def find_defects(means: Tensor, variances: Tensor, *, limit: int | None = None) 
 
 
 def _extremes_are_valid(means: Tensor, variances: Tensor) -> bool:
-    """Whether no row has a defect, in one pass over each tensor; aminmax carries NaN through."""
+    """Whether no row has a defect, in one pass over each tensor: extremes are NaN where anything is."""
     if means.numel() == 0:
         return True
-    (mean_low, mean_high), (variance_low, variance_high) = torch.aminmax(means), torch.aminmax(variances)
-    extremes = torch.stack((mean_low, mean_high, variance_low, variance_high))
-    return bool(torch.isfinite(extremes).all() & (variance_low > 0))
+    (mean_low, mean_high), (variance_low, variance_high) = _extremes(means), _extremes(variances)
+    return all(map(math.isfinite, (mean_low, mean_high, variance_high))) and variance_low > 0
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        # On one core NumPy is as fast as torch, and it does not wait for another core that may be busy.
+        array = tensor.numpy()
+        return float(array.min()), float(array.max())
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
 
 
 def _first_defect(row: int, mean: Tensor, variance: Tensor, bad_mean: Tensor, bad: Tensor) -> Defect:

@@ -2,8 +2,8 @@
 
     KL(Q||D) = 1/2 sum_i [ v_Qi/v_Di - 1 - log(v_Qi/v_Di) + (m_Qi - m_Di)^2 / v_Di ]
 
-Each summand is the KL divergence of one dimension and so at least zero: nothing large cancels, and a document compared
-with itself scores exactly 0. NumPy rather than torch, because NumPy sums each row in an order that depends on k alone:
+Each summand is the KL divergence of one dimension and so at least zero: no large numbers of both signs cancel, and a
+document compared with itself scores exactly 0. NumPy rather than torch, because NumPy sums each row in an order that depends on k alone:
 a query scores the same alone, in a batch of any size and under concurrency, to the last bit.
 """
 
@@ -30,8 +30,9 @@ def negative_kl(
 
     b queries with c candidates each are (b, 1, k) against (b, c, k). Variances must be above zero.
     """
-    ratio = np.divide(query_variances, document_variances, dtype=np.float64)
-    distance = np.subtract(query_means, document_means, dtype=np.float64)
+    # In C order whatever the arguments' is, so that sums run along rows.
+    ratio = np.divide(query_variances, document_variances, dtype=np.float64, order="C")
+    distance = np.subtract(query_means, document_means, dtype=np.float64, order="C")
     np.square(distance, out=distance)
     np.divide(distance, document_variances, out=distance)
     distance += ratio

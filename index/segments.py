@@ -105,9 +105,16 @@ def write_ids(path: Path, ids: pa.Array) -> FileEntry:
 
 def write_payload(path: Path, table: pa.Table) -> FileEntry:
     """Writes a table as an Arrow IPC file of as few record batches as possible, so that rows are found fast."""
+    table = pa.table([_compact(column) for column in table.combine_chunks().columns], schema=table.schema)
     with checksummed(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table)
     return file.entry
+
+
+def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A copy whose bytes depend on its values alone, and not on the batches that they were read in: a build that was
+    resumed reads in others, and must write the same file."""
+    return pa.chunked_array([chunk.take(pa.array(np.arange(len(chunk)))) for chunk in column.chunks], column.type)
 
 
 def complete_segment(folder: Path, manifest: SegmentManifest) -> SegmentEntry:

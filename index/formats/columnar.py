@@ -17,8 +17,9 @@ _END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def read_parquet(request: ReadRequest) -> Iterator[RawBatch]:
-    # Buffered, because the default reads a whole column chunk, which may be gigabytes, at once.
-    with pq.ParquetFile(request.path, buffer_size=2**20, page_checksum_verification=True) as file:
+    # Buffered, because the default reads a whole column chunk, which may be gigabytes, at once; and not ahead, because
+    # what pre_buffer has read stays in memory until the file's end.
+    with pq.ParquetFile(request.path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True) as file:
         request.require(file.schema_arrow.names)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(itertools.accumulate(sizes))
