@@ -106,8 +106,17 @@ class Gaussians:
         dtype = self.means.dtype if dtype is None else dtype
         means, variances = self.means.to(device, dtype), self.variances.to(device, dtype)
         # Not by the number of bits: float16 and bfloat16 have the same, and neither holds the other's values.
-        narrows = torch.promote_types(dtype, self.means.dtype) != dtype
-        return Gaussians(means, variances) if narrows else self._trusted(means, variances)
+        if torch.promote_types(dtype, self.means.dtype) != dtype:
+            for defect in find_defects(means, variances, limit=1):
+                source = self.means if defect.field == "mean" else self.variances
+                value = float(source[defect.row, defect.component])
+                raise InvalidGaussiansError(
+                    f"row {defect.row}, component {defect.component}: {defect.field} is {value!r}, which {dtype} "
+                    "cannot hold",
+                    row=defect.row,
+                    component=defect.component,
+                )
+        return self._trusted(means, variances)
 
     @classmethod
     def concatenate(cls, batches: "list[Gaussians]") -> "Gaussians":

@@ -3,8 +3,8 @@
     KL(Q||D) = 1/2 sum_i [ v_Qi/v_Di - 1 - log(v_Qi/v_Di) + (m_Qi - m_Di)^2 / v_Di ]
 
 Each summand is the KL divergence of one dimension and so at least zero: no large numbers of both signs cancel, and a
-document compared with itself scores exactly 0. NumPy rather than torch, because NumPy sums each row in an order that depends on k alone:
-a query scores the same alone, in a batch of any size and under concurrency, to the last bit.
+document compared with itself scores exactly 0. NumPy rather than torch, because NumPy sums each row in an order that
+depends on k alone: a query scores the same alone, in a batch of any size and under concurrency, to the last bit.
 """
 
 from dataclasses import dataclass

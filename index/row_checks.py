@@ -241,7 +241,7 @@ def _payload(file: Path, table: pa.Table, columns: Columns) -> pa.Table | None:
         except pa.ArrowNotImplementedError as error:
             # Rows are taken from an index when they are found: too late to learn that Arrow cannot.
             raise SourceError(
-                f"{file}: column {name!r} is {column.type}, which cannot be payload; convert the column, or leave it out"
+                f"{file}: column {name!r} is {column.type}, which cannot be payload; convert it, or leave it out"
             ) from error
     return payload
 

@@ -1,7 +1,6 @@
 """The documents of one segment, encoded straight into FAISS's memory on all cores or on a GPU."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +11,7 @@ import torch
 from index.encoding import Encoding, Standardisation, encode_documents
 from index.errors import InvalidGaussiansError
 from index.gaussians import Gaussians
-from index.vectors import FlatVectors
+from index.vectors import FlatVectors, available_cores
 
 __all__ = ["encode_segment"]
 
@@ -64,7 +63,7 @@ def _one_core_each() -> Iterator[ThreadPoolExecutor]:
     """
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from index.durable import checksummed
 from index.errors import CorruptIndexError, DeviceUnavailableError
 from index.manifest import FileEntry
 
-__all__ = ["FlatVectors", "GpuResources", "resolve_device", "set_threads"]
+__all__ = ["FlatVectors", "GpuResources", "available_cores", "resolve_device", "set_threads"]
 
 GPU_RESULT_LIMIT = 2048
 """The most results per query that FAISS's GPU indexes give."""
@@ -50,7 +50,13 @@ def resolve_device(device: str) -> torch.device:
 
 def set_threads(threads: int | None) -> None:
     """Sets the number of OpenMP threads that FAISS uses when called from this thread; None is one per core."""
-    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
+    faiss.omp_set_num_threads(threads or available_cores())
+
+
+def available_cores() -> int:
+    """Cores that this process may run on; Linux knows, elsewhere it is all that there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class GpuResources:

@@ -5,11 +5,8 @@ import contextlib
 import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,9 +16,9 @@ from service.batching import Batcher
 from service.live_index import LiveIndex
 from service.metrics import Metrics
 from service.middleware import RequestLog
+from service.openapi import describe
 from service.problems import MethodNotAllowedError, NotFoundError, problem_response
 from service.routes import operations, v1
-from service.schemas import BatchSearchRequest, ProblemResponse, SearchRequest, SimilarRequest
 from service.settings import ServiceSettings
 from service.state import State
 
@@ -72,15 +69,16 @@ def create_app(
         Exception: _on_bug,
     }.items():
         app.add_exception_handler(kind, handler)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
 
 async def _serve(live: LiveIndex, on_failure: Callable[[Exception], None] | None) -> None:
     try:
         await live.load_first()
-    except (GaussearchError, OSError, MemoryError) as error:
-        logger.critical("the index cannot be served: %s", error)
+    except Exception as error:
+        # Not only GaussearchError: CUDA and FAISS, for one, run out of memory with a RuntimeError.
+        logger.critical("the index cannot be served: %s", error, exc_info=True)
         if on_failure:
             on_failure(error)
         return
@@ -120,16 +118,3 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     response = problem_response(request, GaussearchError(repr(error)))
     response.headers["X-Request-Id"] = request_id
     return response
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, and the bodies that the routes read themselves."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        models = (SearchRequest, BatchSearchRequest, SimilarRequest, ProblemResponse)
-        _, definitions = models_json_schema(
-            [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
-        )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        app.openapi_schema = schema
-    return app.openapi_schema

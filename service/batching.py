@@ -7,12 +7,14 @@ only the request that causes it.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from index import GaussearchError, Gaussians, Ranking, Searcher
 from service.metrics import Metrics
@@ -132,11 +134,12 @@ class Batcher:
         while self._jobs and (not batch or rows + self._jobs[0].rows <= self._max_rows):
             job = self._jobs.popleft()
             self._set_waiting(self._waiting - job.rows)
-            if job.future.cancelled():
-                self._metrics.rejected.labels("cancelled").inc()
-            elif time.monotonic() >= job.deadline:
+            # Whoever waits gives up at the deadline too: a late job may also be cancelled, and the deadline is why.
+            if time.monotonic() >= job.deadline:
                 self._metrics.rejected.labels("deadline").inc()
                 _fail(job, DeadlineExceededError("the deadline passed before the search began"))
+            elif job.future.cancelled():
+                self._metrics.rejected.labels("cancelled").inc()
             else:
                 batch.append(job)
                 rows += job.rows
@@ -163,6 +166,9 @@ class Batcher:
 
     def _search_together(self, batch: list[_Job]) -> None:
         searcher = self._searcher()
+        for job in batch:
+            # An index of another k may have been taken up since the request was checked.
+            job.queries.require_dimensions(searcher.manifest.k)
         queries = Gaussians.concatenate([job.queries for job in batch])
         started = time.perf_counter()
         rankings = searcher.search(
@@ -179,7 +185,7 @@ class Batcher:
             first += job.rows
         for loop, results in done.items():
             # One wake-up of the event loop for the whole batch.
-            loop.call_soon_threadsafe(_resolve, results)
+            _call(loop, _resolve, results)
 
 
 def _resolve(results: list[tuple[_Job, Found]]) -> None:
@@ -193,4 +199,10 @@ def _fail(job: _Job, error: GaussearchError) -> None:
         if not job.future.done():
             job.future.set_exception(error)
 
-    job.loop.call_soon_threadsafe(set_exception)
+    _call(job.loop, set_exception)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    # A loop that has been closed has nobody waiting on it; its work must not end the search thread.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)

@@ -15,7 +15,7 @@ from rich.table import Table
 from index import BuildOptions, BuildSummary, Columns, GaussearchError, IndexDirectory, VarianceAs, build_index
 from service.options import with_options
 from service.progress import progress_for
-from service.runs import LocalRunner, RemoteRunner, RunFormat, RunWriter, read_queries
+from service.runs import LocalRunner, PlainConsole, RemoteRunner, RunFormat, RunWriter, read_queries
 from service.server import run_server
 from service.settings import ENV_PREFIX, ServiceSettings
 
@@ -150,6 +150,8 @@ def _errors() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+        # What is still buffered must meet a broken pipe here and not when the interpreter ends.
+        sys.stdout.flush()
     except GaussearchError as error:
         _stop(f"{error} [{error.code}]", 1)
     except BrokenPipeError:
@@ -190,4 +192,4 @@ def _print_table(title: str, rows: dict[str, object]) -> None:
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, str(value))
-    Console().print(table)
+    PlainConsole(sys.stdout).print(table)

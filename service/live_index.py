@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import math
-import os
 import time
 
 from index import GaussearchError, Gaussians, IndexDirectory, LocalSearcher, Searcher
+from index.vectors import available_cores
 from service.metrics import Metrics
 from service.problems import NotReadyError
 from service.settings import ServiceSettings
@@ -24,7 +24,7 @@ def load(settings: ServiceSettings) -> Searcher:
 
     Raises the errors of LocalSearcher, and GaussearchError where the search does not find what it must.
     """
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)
+    threads = settings.threads or max(1, available_cores() // settings.workers)
     searcher = LocalSearcher(
         IndexDirectory(settings.index), device=settings.device, threads=threads, verify=settings.verify
     )
@@ -80,6 +80,10 @@ class LiveIndex:
                 self._take_up(await asyncio.to_thread(load, self._settings), started)
                 self._metrics.reloads.inc()
             except (GaussearchError, OSError, MemoryError) as error:
+                self._refuse(error)
+            except Exception as error:
+                # CUDA and FAISS, for one, run out of memory with a RuntimeError. Nothing may end the watch.
+                logger.exception("a new generation could not be loaded")
                 self._refuse(error)
 
     def _take_up(self, searcher: Searcher, started: float) -> None:

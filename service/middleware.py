@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,7 +60,8 @@ class RequestLog:
                 level,
                 "%s %s %d",
                 scope["method"],
-                scope["path"],
+                # Quoted, so that a line break in a path cannot forge a line of a text log.
+                quote(scope["path"]),
                 status,
                 extra={"request_id": scope["request_id"], "status": status, "milliseconds": round(seconds * 1000, 3)},
             )

@@ -1,16 +1,15 @@
 """The HTTP routes: a request becomes Gaussians, goes through the batcher, and its documents come back as JSON."""
 
-import base64
 import time
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
-from index import Gaussians, Ranking, Searcher
+from index import Gaussians, Searcher
 from service import metrics as metrics_module
+from service.answers import answer, json_response, results_of
 from service.problems import LimitExceededError, NotReadyError
 from service.requests import deadline_of, read_body, require_key, wait_for
 from service.schemas import (
@@ -23,6 +22,7 @@ from service.schemas import (
     SearchRequest,
     SearchResponse,
     SimilarRequest,
+    StatusResponse,
     gaussians_of,
 )
 from service.state import State
@@ -62,11 +62,11 @@ v1 = APIRouter(prefix="/v1", tags=["search"])
 operations = APIRouter(tags=["operations"])
 
 
-def _body(model: type) -> dict[str, Any]:
+def _body(model: type, *, required: bool = True) -> dict[str, Any]:
     # Bodies are read by hand (service.requests.read_body), so OpenAPI has to be told what they are.
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "requestBody": {"required": required, "content": {"application/json": {"schema": schema}}},
         "parameters": [_TIMEOUT],
     }
 
@@ -85,7 +85,7 @@ async def search(request: Request) -> Response:
     body = await read_body(request, SearchRequest, state.settings.max_body_bytes, deadline)
     queries = gaussians_of([body], state.live.searcher().manifest.k)
     searcher, results = await _search(request, state, queries, body, deadline)
-    return _answer(started, searcher, {"results": results[0]})
+    return answer(started, searcher, {"results": results[0]})
 
 
 @v1.post(
@@ -103,7 +103,7 @@ async def search_batch(request: Request) -> Response:
     _within("queries", len(body.queries), state.settings.max_queries)
     queries = gaussians_of(body.queries, state.live.searcher().manifest.k)
     searcher, results = await _search(request, state, queries, body, deadline)
-    return _answer(started, searcher, {"results": results})
+    return answer(started, searcher, {"results": results})
 
 
 @v1.post(
@@ -111,17 +111,21 @@ async def search_batch(request: Request) -> Response:
     summary="Search with a document of the index",
     response_model=SearchResponse,
     responses=_SEARCH_ERRORS | {404: _ERRORS[404]},
-    openapi_extra=_body(SimilarRequest),
+    openapi_extra=_body(SimilarRequest, required=False),
 )
 async def similar(request: Request, document_id: str) -> Response:
     """The documents of the largest -KL, with a document's own Gaussian as the query."""
     started, state = time.perf_counter(), _admit(request)
     deadline = deadline_of(request, state.settings)
     body = await read_body(request, SimilarRequest, state.settings.max_body_bytes, deadline)
-    query = state.live.searcher().document(document_id).gaussian
     leave_out = None if body.include_self else document_id
-    searcher, results = await _search(request, state, query, body, deadline, leave_out=leave_out)
-    return _answer(started, searcher, {"results": results[0]})
+    while True:
+        searcher = state.live.searcher()
+        query = searcher.document(document_id).gaussian
+        found_by, results = await _search(request, state, query, body, deadline, leave_out=leave_out)
+        # A reload in between would pair a document of one generation with results of the next.
+        if found_by is searcher:
+            return answer(started, searcher, {"results": results[0]})
 
 
 @v1.get(
@@ -134,7 +138,7 @@ async def document(request: Request, document_id: str) -> Response:
     """A document's Gaussian and payload, as stored."""
     state = _admit(request)
     found = state.live.searcher().document(document_id)
-    return _json(
+    return json_response(
         {
             "id": found.id,
             "mean": found.gaussian.means[0].numpy(),
@@ -155,7 +159,7 @@ async def describe(request: Request) -> Response:
     state = _admit(request)
     searcher = state.live.searcher()
     manifest = searcher.manifest
-    return _json(
+    return json_response(
         {
             "name": searcher.name,
             "generation": manifest.generation,
@@ -175,26 +179,41 @@ async def describe(request: Request) -> Response:
     )
 
 
-@operations.get("/livez", summary="Is the process able to work?")
+@operations.get(
+    "/livez",
+    summary="Is the process able to work?",
+    response_model=StatusResponse,
+    responses={503: {**_ERRORS[503], "description": "The search thread has died."}},
+)
 async def livez(request: Request) -> Response:
     """200 while the search thread lives, 503 once it has died and the process should be restarted."""
     state: State = request.app.state.gaussearch
     if not state.batcher.alive:
         raise NotReadyError("the search thread has died: restart the process")
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
-@operations.get("/readyz", summary="Can searches be sent here?")
+@operations.get(
+    "/readyz",
+    summary="Can searches be sent here?",
+    response_model=StatusResponse,
+    responses={503: {**_ERRORS[503], "description": "No index is loaded yet, or the service is shutting down."}},
+)
 async def readyz(request: Request) -> Response:
     """200 once an index is loaded, 503 before that and when shutting down."""
     state: State = request.app.state.gaussearch
     state.live.searcher()
     if not state.batcher.accepting:
         raise NotReadyError("the service is shutting down")
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
-@operations.get("/metrics", summary="Prometheus metrics")
+@operations.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {"example": "gaussearch_index_generation 1.0\n"}}}},
+)
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in the Prometheus text format."""
     state: State = request.app.state.gaussearch
@@ -224,40 +243,7 @@ async def _search(
     """The results of each query as JSON shows them, and the searcher that found them."""
     _within("top_k", options.top_k, state.settings.max_top_k)
     _within("candidates", options.candidates or 0, state.settings.max_candidates)
+    _within("queries times top_k", len(queries) * options.top_k, state.settings.max_results)
     top_k = options.top_k + (leave_out is not None)
     found = await wait_for(state.batcher.submit(queries, top_k, options.candidates, deadline), request, deadline)
-    results = []
-    for row, ranking in enumerate(found.rankings):
-        ranking = ranking.without(leave_out).top(options.top_k)
-        if options.min_score is not None:
-            ranking = ranking.top(int((ranking.scores >= options.min_score).sum()))
-        results.append(_results(found.searcher, queries[row : row + 1], ranking, options))
-    return found.searcher, results
-
-
-def _results(searcher: Searcher, query: Gaussians, ranking: Ranking, options: SearchOptions) -> list[dict[str, Any]]:
-    pairs = zip(ranking.ids, ranking.scores.tolist(), strict=True)
-    results: list[dict[str, Any]] = [{"id": name, "score": score} for name, score in pairs]
-    if options.with_payload:
-        for result, payload in zip(results, searcher.payloads(ranking.documents), strict=True):
-            result["payload"] = payload
-    if options.explain:
-        for result, explanation in zip(results, searcher.explain(query, ranking.documents), strict=True):
-            result["explanation"] = explanation
-    return results
-
-
-def _answer(started: float, searcher: Searcher, content: dict[str, Any]) -> Response:
-    content["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
-    content["index"] = {"name": searcher.name, "generation": searcher.manifest.generation}
-    return _json(content)
-
-
-def _json(content: Any) -> Response:
-    encoded = orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    return Response(encoded, media_type="application/json")
-
-
-def _plain(value: object) -> object:
-    """JSON for what payload columns may hold besides JSON's own types: bytes as base64, anything else as text."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+    return found.searcher, await results_of(found, queries, options, leave_out)

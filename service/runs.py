@@ -13,7 +13,16 @@ from rich.table import Table
 
 from index import Columns, Corpus, GaussearchError, Gaussians, IndexDirectory, LocalSearcher, VarianceAs
 
-__all__ = ["LocalRunner", "QueryBatch", "RemoteRunner", "Result", "RunFormat", "RunWriter", "read_queries"]
+__all__ = [
+    "LocalRunner",
+    "PlainConsole",
+    "QueryBatch",
+    "RemoteRunner",
+    "Result",
+    "RunFormat",
+    "RunWriter",
+    "read_queries",
+]
 
 BATCH_QUERIES = 128
 
@@ -85,30 +94,44 @@ class RemoteRunner:
     """Searches through a running service."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0)
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
         """The top_k documents of each query; raises RemoteError with what the service said."""
         pairs = zip(queries.means.tolist(), queries.variances.tolist(), strict=True)
         body = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs], "top_k": top_k}
         try:
-            response = self._client.post("/v1/search/batch", json=body)
-        except httpx.HTTPError as error:
-            raise RemoteError(f"{self._client.base_url} does not answer: {error}") from error
+            response = httpx.post(f"{self._url}/v1/search/batch", json=body, headers=self._headers, timeout=60.0)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RemoteError(f"{self._url} does not answer: {error}") from error
         if response.status_code != httpx.codes.OK:
-            raise RemoteError(f"{self._client.base_url} answered {response.status_code}: {_detail(response)}")
-        return [
-            [Result(found["id"], found["score"], found.get("payload") or {}) for found in results]
-            for results in response.json()["results"]
-        ]
+            raise RemoteError(f"{self._url} answered {response.status_code}: {_detail(response)}")
+        try:
+            return [
+                [Result(found["id"], found["score"], found.get("payload") or {}) for found in results]
+                for results in response.json()["results"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RemoteError(f"{self._url} is not a gaussearch service: {response.text[:200]!r}") from error
 
 
 def _detail(response: httpx.Response) -> str:
     try:
         return str(response.json()["detail"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return response.text[:200]
+
+
+class PlainConsole(Console):
+    """Prints text as it is: "[1]" and ":tent:" are no markup. A reader that has gone raises BrokenPipeError."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(file=stream, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raises what rich would turn into an exit with status 1."""
+        raise BrokenPipeError
 
 
 class RunWriter:
@@ -141,4 +164,4 @@ class RunWriter:
         for rank, result in enumerate(results, start=1):
             shown = result.payload.get("text") or json.dumps(result.payload, default=str)
             table.add_row(str(rank), result.id, f"{result.score:.4f}", str(shown) if result.payload else "")
-        Console(file=self._stream).print(table)
+        PlainConsole(self._stream).print(table)

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ __all__ = [
     "SearchRequest",
     "SearchResponse",
     "SimilarRequest",
+    "StatusResponse",
     "gaussians_of",
 ]
 
@@ -69,7 +70,7 @@ class SearchOptions(_Request):
 
     top_k: Annotated[PositiveInt, Field(description="Documents to return per query.")] = 10
     exact: Annotated[
-        bool, Field(description="Score every document in float64. Indexes of kind flat give these results anyway.")
+        bool, Field(description="Results must be those of an exhaustive float64 scan. Of kind flat they always are.")
     ] = False
     candidates: Annotated[
         PositiveInt | None,
@@ -181,6 +182,7 @@ class Limits(BaseModel):
     max_top_k: int
     max_candidates: int
     max_queries: int
+    max_results: int
     max_body_bytes: int
     max_timeout_ms: int
     timeout_ms: int
@@ -218,6 +220,7 @@ class IndexResponse(BaseModel):
                         "max_top_k": 1000,
                         "max_candidates": 10000,
                         "max_queries": 256,
+                        "max_results": 10000,
                         "max_body_bytes": 16777216,
                         "max_timeout_ms": 60000,
                         "timeout_ms": 10000,
@@ -244,6 +247,14 @@ class IndexResponse(BaseModel):
     version: str
     limits: Limits
     reload: ReloadState
+
+
+class StatusResponse(BaseModel):
+    """What a probe answers where nothing is wrong; what is wrong is a problem."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+
+    status: Literal["ok"]
 
 
 class FieldError(BaseModel):

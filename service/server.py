@@ -2,12 +2,17 @@
 
 import contextlib
 import os
+import signal
+import socket
 import tempfile
+from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
+from index.errors import GaussearchError
 from index.memory import require_memory
 from index.storage import IndexDirectory
 from index.vectors import resolve_device
@@ -17,20 +22,37 @@ from service.settings import ENV_PREFIX, ServiceSettings
 
 __all__ = ["run_server"]
 
+WORKER_START_SECONDS = 120
+
+FAILURE = "failure.txt"
+"""What a worker that cannot serve the index leaves for the process that started it."""
+
 
 def run_server(settings: ServiceSettings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is under way.
 
     Raises, before listening, the errors of IndexDirectory.manifest where there is no index to serve,
-    DeviceUnavailableError and InsufficientMemoryError; and what loading the index raises if that fails later.
+    DeviceUnavailableError, InsufficientMemoryError, and OSError for an address in use; and what loading the index
+    raises if that fails later.
     """
     directory = IndexDirectory(settings.index)
     require_memory(directory.manifest(), directory.path, resolve_device(settings.device))
-    configure_logging(settings.log_level, settings.log_format)
+    _require_free(settings.host, settings.port)
+    _prepare_process(settings)
     if settings.workers == 1:
         _run_here(settings)
     else:
         _run_workers(settings)
+
+
+def _require_free(host: str, port: int) -> None:
+    # uvicorn would say so only after the application has started, in the middle of the log.
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise OSError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
 
 
 def _run_here(settings: ServiceSettings) -> None:
@@ -45,7 +67,7 @@ def _run_here(settings: ServiceSettings) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if failures:
-        raise failures[0]
+        raise _unservable(failures[0])
 
 
 def _run_workers(settings: ServiceSettings) -> None:
@@ -61,13 +83,35 @@ def _run_workers(settings: ServiceSettings) -> None:
             uvicorn.run(
                 "service.server:worker_app", factory=True, workers=settings.workers, **_uvicorn_options(settings)
             )
+        failure = Path(folder, FAILURE)
+        if failure.exists():
+            raise GaussearchError(failure.read_text(encoding="utf-8"))
 
 
 def worker_app() -> FastAPI:
     """The application of one worker process, from the environment."""
     settings = ServiceSettings()  # type: ignore[call-arg]
+    _prepare_process(settings)
+
+    def give_up(error: Exception) -> None:
+        # A worker that ends is started anew, for ever; so it is the parent that has to end, and to say why.
+        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], FAILURE).write_text(str(_unservable(error)), encoding="utf-8")
+        os.kill(os.getppid(), signal.SIGTERM)
+
+    return create_app(settings, give_up)
+
+
+def _unservable(error: Exception) -> GaussearchError | OSError:
+    """An error that the command shows in one line."""
+    if isinstance(error, GaussearchError | OSError):
+        return error
+    return GaussearchError(f"the index cannot be served: {error!r}")
+
+
+def _prepare_process(settings: ServiceSettings) -> None:
     configure_logging(settings.log_level, settings.log_format)
-    return create_app(settings)
+    # torch only encodes queries here, a few numbers at a time; the cores are for FAISS and the event loop.
+    torch.set_num_threads(1)
 
 
 def _uvicorn_options(settings: ServiceSettings) -> dict[str, Any]:
@@ -81,4 +125,7 @@ def _uvicorn_options(settings: ServiceSettings) -> dict[str, Any]:
         "access_log": False,
         "server_header": False,
         "timeout_graceful_shutdown": settings.shutdown_seconds,
+        # A worker answers only once it has imported torch and FAISS; uvicorn's 5 seconds would have it killed, and the
+        # next one too, on any machine that takes longer.
+        "timeout_worker_healthcheck": WORKER_START_SECONDS,
     }

@@ -45,6 +45,9 @@ class ServiceSettings(BaseSettings):
     max_top_k: Annotated[PositiveInt, Field(description="Largest top_k.")] = 1_000
     max_candidates: Annotated[PositiveInt, Field(description="Largest candidates.")] = 10_000
     max_queries: Annotated[PositiveInt, Field(description="Queries in one batch request at most.")] = 256
+    max_results: Annotated[
+        PositiveInt, Field(description="Documents in one response at most: queries times top_k.")
+    ] = 10_000
     max_body_bytes: Annotated[PositiveInt, Field(description="Largest request body in bytes.")] = 16 * 2**20
     shutdown_seconds: Annotated[
         PositiveInt, Field(description="Seconds that requests under way have to finish at shutdown.")
