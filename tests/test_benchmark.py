@@ -1,0 +1,151 @@
+"""The benchmark from end to end at tiny sizes: what its report says and checks, never how fast anything was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+BENCHMARK = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+PARTS = {"quality", "engine", "service", "build", "encoding"}
+
+
+def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GAUSSEARCH_")}
+    command = [sys.executable, str(BENCHMARK), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with figures.json, figures.md, output.txt and scratch/, of one run of every part."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "scratch").mkdir()
+    sizes = ["--documents", "300", "--memory-documents", "200", "600", "--memory-segment", "200"]
+    reports = ["--json", str(folder / "figures.json"), "--markdown", str(folder / "figures.md")]
+    effort = ["--seconds", "0.01", "--rounds", "2", "--scratch", str(folder / "scratch")]
+    done = run_benchmark(*sizes, *reports, *effort)
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def report(ran: Path) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads((ran / "figures.json").read_text())
+    return parsed
+
+
+def figures_of(report: dict[str, Any], part: str, setting: str) -> dict[str, dict[str, Any]]:
+    return {f["measure"]: f for f in report["figures"] if (f["part"], f["setting"]) == (part, setting)}
+
+
+def test_the_report_says_where_and_with_what_it_was_made(report: dict[str, Any]) -> None:
+    assert report["machine"]["cores"] == os.cpu_count()
+    assert report["machine"]["cpu"]
+    assert {"python", "torch", "numpy", "gaussearch"} <= set(report["versions"])
+    assert {"faiss-cpu", "faiss-gpu"} & set(report["versions"])
+    assert report["command"].startswith("python scripts/benchmark.py --documents 300 ")
+    assert report["arguments"]["documents"] == 300
+    assert report["arguments"]["k"] == 128
+    assert report["date"].endswith("+00:00")
+
+
+def test_every_part_has_run_or_says_why_not(report: dict[str, Any]) -> None:
+    ran = {figure["part"] for figure in report["figures"]}
+    skipped = {reason.partition(":")[0] for reason in report["skipped"]}
+    assert ran | skipped == PARTS
+    assert not ran & skipped
+    # Only a machine without a CUDA device is excused, and from one part only.
+    assert skipped <= {"encoding"}
+
+
+def test_every_figure_is_a_positive_number_with_quartiles_around_it(report: dict[str, Any]) -> None:
+    for figure in report["figures"]:
+        if figure["measure"] == "latency added to the engine's":
+            continue
+        assert figure["value"] > 0, figure
+        if figure["quartiles"]:
+            low, high = figure["quartiles"]
+            assert low <= figure["value"] <= high, figure
+        if figure["latency_ms"]:
+            assert 0 < figure["latency_ms"][0] <= figure["latency_ms"][1], figure
+
+
+@pytest.mark.parametrize(
+    "setting", ["batch 1, 1 thread", "batch 1, all threads", "batch 32, all threads", "batch 128, all threads"]
+)
+def test_the_engine_is_held_against_faiss_at_its_default_and_with_blas(report: dict[str, Any], setting: str) -> None:
+    figures = figures_of(report, "engine", setting)
+    assert figures["gaussearch over IndexFlatIP"]["target"] == "≥ 0.9"
+    assert figures["gaussearch over IndexFlatIP, BLAS forced"]["target"] == "≥ 1"
+    assert {"gaussearch", "IndexFlatIP", "IndexFlatIP, BLAS forced", "folded over simplified"} <= set(figures)
+
+
+def test_a_target_is_met_exactly_where_the_value_reaches_it(report: dict[str, Any]) -> None:
+    with_target = [figure for figure in report["figures"] if figure["target"]]
+    assert len(with_target) > 10
+    for figure in with_target:
+        sign, limit = figure["target"].split()
+        assert figure["met"] == (figure["value"] >= float(limit) if sign == "≥" else figure["value"] <= float(limit))
+
+
+def test_what_is_compared_finds_the_same_documents(report: dict[str, Any]) -> None:
+    assert figures_of(report, "engine", "all queries")["IndexFlatIP's top 10 in ours"]["met"]
+    checks = figures_of(report, "service", "all queries")
+    assert checks["rankings equal to the engine's"]["value"] == 1.0
+    assert checks["naive service's top 10 in the engine's"]["met"]
+
+
+def test_encodings_scan_as_many_bytes_as_their_widths_say(report: dict[str, Any]) -> None:
+    assert figures_of(report, "engine", "simplified")["scanned"]["value"] == 4 * (3 * 128 + 1)
+    assert figures_of(report, "engine", "folded")["scanned"]["value"] == 4 * (2 * 128 + 1)
+
+
+@pytest.mark.parametrize("concurrency", [1, 16, 64])
+def test_the_service_is_held_against_the_engine_and_the_naive_service(report: dict[str, Any], concurrency: int) -> None:
+    figures = figures_of(report, "service", f"concurrency {concurrency}")
+    assert (figures["gaussearch over the engine"]["target"] is not None) == (concurrency >= 16)
+    assert (figures["gaussearch over the naive service"]["target"] is not None) == (concurrency == 16)
+    assert ("latency added to the engine's" in figures) == (concurrency == 1)
+
+
+def test_the_markdown_holds_every_figure(ran: Path, report: dict[str, Any]) -> None:
+    lines = (ran / "figures.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "p50 / p99" not in line]
+    assert len(rows) == len(report["figures"])
+    assert {line.count("|") for line in lines if line.startswith("|")} == {7}
+
+
+def test_nothing_is_left_behind(ran: Path) -> None:
+    assert list((ran / "scratch").iterdir()) == []
+    left = [process.info["pid"] for process in psutil.process_iter(["pid", "cmdline"]) if _names(process, ran)]
+    assert left == []
+
+
+def _names(process: psutil.Process, folder: Path) -> bool:
+    return any(str(folder) in argument for argument in process.info["cmdline"] or [])
+
+
+def test_a_corpus_of_ones_own_is_used_as_it_is(tmp_path: Path, sample: Path) -> None:
+    queries = sample / "queries.parquet"
+    done = run_benchmark(
+        *("--corpus", str(queries), "--parts", "engine", "--seconds", "0.001", "--rounds", "1"),
+        *("--json", str(tmp_path / "figures.json"), "--scratch", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["arguments"]["documents"] == 400
+    assert report["arguments"]["corpus"] == "queries.parquet"
+    assert {figure["part"] for figure in report["figures"]} == {"engine"}
+
+
+@pytest.mark.parametrize("arguments", [("--parts", "engine,nothing"), ("--documents", "0"), ("--seconds", "-1")])
+def test_a_mistaken_option_is_refused_before_anything_runs(arguments: tuple[str, str]) -> None:
+    done = run_benchmark(*arguments)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
