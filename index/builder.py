@@ -1,9 +1,10 @@
-"""The batch build: a corpus in, a published index out, in memory bounded by one segment.
+"""The batch build: a corpus in, a published index out, in memory bounded by a segment or two.
 
-The corpus is read once. Reading cuts it into segments, checks it and fits the standardisation; then each segment is
-encoded straight into FAISS's memory, on the GPU where there is one; then the index is published in one step. Every
-finished segment is on disk and listed in `staging/`, so that the same command goes on where a killed build stopped.
-While one segment is written, hashed and synced, the next is read or encoded.
+The corpus is hashed, so that a resumed build knows it again, and then read once. Reading cuts it into segments, checks
+it and fits the standardisation; then each segment is encoded straight into FAISS's memory, on the GPU where there is
+one; then the index is published in one step. Every finished segment is on disk and listed in `staging/`, so that the
+same command goes on where a killed build stopped. While one segment is written, hashed and synced, the next is read or
+encoded.
 """
 
 import datetime
@@ -21,8 +22,9 @@ import torch
 from index.background import BackgroundWriter
 from index.build_options import BuildOptions
 from index.duplicates import read_ids, require_unique_ids
+from index.durable import write_atomically
 from index.encoding import MomentAccumulator, Standardisation
-from index.errors import IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
+from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
 from index.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -42,7 +44,7 @@ __all__ = ["BuildOptions", "BuildSummary", "Progress", "build_index"]
 
 
 class Progress(Protocol):
-    """Told how a build gets on."""
+    """Told how a build gets on; `advance` is called from several threads."""
 
     def phase(self, name: str, total: int | None) -> None:
         """A phase begins; `total` is its number of documents where that is known."""
@@ -90,14 +92,19 @@ def build_index(
     options, progress, started = options or BuildOptions(), progress or SilentProgress(), time.monotonic()
     device = resolve_device(options.device)
     with directory.lock():
-        rejected = RejectedRows(options.rejected_to or directory.path / "rejected.jsonl")
+        # Beside what the build has read, so that they go on and end together; handed over when it ends.
+        rejected = RejectedRows(directory.staging / "rejected.jsonl")
         corpus = Corpus(
             sources,
             columns=Columns(options.id_column, options.mean_column, options.variance_column),
             variance_as=options.variance_as,
             rejected=rejected if options.on_error == "skip" else None,
         )
+        rejected_to = options.rejected_to or directory.path / "rejected.jsonl"
+        if rejected_to.resolve() in {file.resolve() for file in corpus.files}:
+            raise BuildError(f"{rejected_to} is one of the sources; name another file for rejected rows")
         progress.phase("checking the corpus for changes", None)
+        stamps = _stamps(corpus)
         plan = BuildPlan(
             corpus=corpus.digest(),
             encoding=options.encoding,
@@ -108,7 +115,7 @@ def build_index(
         live = _intact_manifest(directory, plan)
         if live is not None:
             return _summary(directory, live, started, resumed=0, up_to_date=True)
-        build = _Build(directory, plan, corpus, rejected, progress, device)
+        build = _Build(directory, plan, corpus, stamps, rejected, rejected_to, progress, device)
         return _summary(directory, build.run(restart=options.restart), started, resumed=build.resumed, up_to_date=False)
 
 
@@ -120,11 +127,14 @@ class _Build:
         directory: IndexDirectory,
         plan: BuildPlan,
         corpus: Corpus,
+        stamps: "_Stamps",
         rejected: RejectedRows,
+        rejected_to: Path,
         progress: Progress,
         device: torch.device,
     ) -> None:
-        self.directory, self.plan, self.corpus, self.rejected = directory, plan, corpus, rejected
+        self.directory, self.plan, self.corpus, self.stamps = directory, plan, corpus, stamps
+        self.rejected, self.rejected_to = rejected, rejected_to
         self.progress, self.device = progress, device
         self.resumed = 0
 
@@ -139,9 +149,12 @@ class _Build:
             standardisation = moments.standardisation()
             self.progress.phase("encoding", moments.count)
             entries = self._encode(staging, segments, standardisation)
-        except SourceError:
-            # The same corpus would fail the same way: there is nothing to resume.
-            staging.discard()
+            self._hand_over_rejected()
+        except SourceError as error:
+            # The same corpus would fail the same way: there is nothing to resume, unless it was the disk that failed.
+            if not isinstance(error.__cause__, OSError):
+                self._hand_over_rejected()
+                staging.discard()
             raise
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -181,9 +194,16 @@ class _Build:
                 so_far = (earlier + self.rejected.count, self.rejected.path.stat().st_size if skipping else 0)
                 segments += writer.submit(staging.add_segment, ordinal, batches, next_record, so_far)
             segments += writer.finish()
+        if _stamps(self.corpus) != self.stamps:
+            raise SourceError("the corpus was changed while it was read; build it again when it no longer changes")
         if not segments:
             raise SourceError(f"there are no documents in {', '.join(map(str, self.corpus.files))}")
         return segments
+
+    def _hand_over_rejected(self) -> None:
+        """Puts the list of rows that were left out where the user wants it."""
+        if self.plan.on_error == "skip" and self.rejected.path.exists():
+            write_atomically(self.rejected_to, self.rejected.path.read_bytes())
 
     def _cut(self, start: tuple[int, int]) -> Iterator[tuple[list[SourceBatch], tuple[int, int]]]:
         """The batches of each segment in turn, and the record at which the next one starts."""
@@ -256,6 +276,14 @@ def _intact_manifest(directory: IndexDirectory, plan: BuildPlan) -> Manifest | N
     except IndexDirectoryError:
         # What is damaged is built anew.
         return None
+
+
+_Stamps = list[tuple[int, int, int]]
+
+
+def _stamps(corpus: Corpus) -> _Stamps:
+    """What changes when a file is written: its inode, size and time of modification."""
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in corpus.files)]
 
 
 def _truncate(path: Path, length: int) -> None:

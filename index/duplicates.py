@@ -12,6 +12,8 @@ from index.sources import Corpus
 
 __all__ = ["read_ids", "require_unique_ids"]
 
+LOOKED_UP = 100
+"""How many are looked up in the corpus, should some of them only share a hash."""
 SHOWN = 5
 """How many duplicate ids a message names."""
 
@@ -24,17 +26,20 @@ def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
     """
     hashes = np.concatenate([_hashes(path) for path in id_files])
     hashes.sort()
-    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not suspects:
+    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if not len(repeated):
         return
+    # Enough to show: where a whole corpus stands there twice, looking them all up would take memory without a bound.
+    suspects = set(repeated[:LOOKED_UP].tolist())
     ids = {name for path in id_files for name in read_ids(path) if hash(name) in suspects}
     duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
     if not duplicates:
         # Two different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
         return
     shown = [f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]]
-    rest = f"; and {len(duplicates) - SHOWN} more" if len(duplicates) > SHOWN else ""
-    raise DuplicateIdError(f"ids must be unique, and {len(duplicates)} are not: {'; '.join(shown)}{rest}")
+    more = len(repeated) - len(shown)
+    rest = f"; and {more} more" if more else ""
+    raise DuplicateIdError(f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}")
 
 
 def _hashes(path: Path) -> npt.NDArray[np.int64]:

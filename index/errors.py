@@ -8,6 +8,7 @@
     ├── SourceError                  a corpus file, row, column or value that cannot be read
     │   └── DuplicateIdError         two documents with one id
     ├── BuildError                   the build cannot start, go on or resume
+    ├── SearchStoppedError           a search that its caller has given up
     ├── IndexDirectoryError          the directory of an index
     │   ├── IndexNotFoundError       nothing has been published there
     │   ├── CorruptIndexError        a file that does not match its checksum, size or neighbour
@@ -37,6 +38,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidOptionError",
     "ResourceError",
+    "SearchStoppedError",
     "SourceError",
     "UnsupportedFormatError",
 ]
@@ -96,6 +98,12 @@ class BuildError(GaussearchError):
     """The build cannot start, go on or resume."""
 
     code = "build_failed"
+
+
+class SearchStoppedError(GaussearchError):
+    """A search that its caller has given up."""
+
+    code = "search_stopped"
 
 
 class IndexDirectoryError(GaussearchError):

@@ -18,15 +18,25 @@ def available_memory() -> int:
     available = int(psutil.virtual_memory().available)
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii")) - _page_cache()
     except (OSError, ValueError):
         return available
     return available if limit == "max" else min(available, max(0, int(limit) - used))
 
 
-def require_memory(manifest: Manifest, path: Path, device: torch.device) -> None:
-    """Raises InsufficientMemoryError, naming both sizes, where the vectors of an index do not fit on the device."""
-    needed = 4 * manifest.encoding.width(manifest.k) * manifest.documents
+def _page_cache() -> int:
+    """Bytes that the container's limit counts and that are given back when needed: files that have been read."""
+    lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    fields = dict(line.split() for line in lines)
+    return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
+
+
+def require_memory(manifest: Manifest, path: Path, device: torch.device, *, copies: int = 1) -> None:
+    """Raises InsufficientMemoryError, naming both sizes, where the vectors of an index do not fit on the device.
+
+    `copies` is the number of processes that will each hold them.
+    """
+    needed = 4 * manifest.encoding.width(manifest.k) * manifest.documents * copies
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > available:
         raise InsufficientMemoryError(

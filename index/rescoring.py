@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 __all__ = ["Explanation", "explain", "negative_kl", "rescore"]
 
+NEAR = 1e-3
+"""KL in nats below which a pair is scored dimension by dimension: sums of k terms near 1 leave too few digits there."""
+
 CACHED_NUMBERS = 1 << 15
 """float64 numbers in each temporary of a step of `rescore`: 256 KiB."""
 
@@ -43,7 +46,21 @@ def negative_kl(
     logarithms = np.log(ratio[..., :half] * ratio[..., half : 2 * half]).sum(axis=-1)
     if ratio.shape[-1] % 2:
         logarithms += np.log(ratio[..., -1])
-    return np.asarray(0.5 * (logarithms - distance.sum(axis=-1)), dtype=np.float64)
+    scores = np.asarray(0.5 * (logarithms - distance.sum(axis=-1)), dtype=np.float64)
+    near = scores > -NEAR
+    if near.any():
+        arrays = np.broadcast_arrays(query_means, query_variances, document_means, document_variances)
+        scores[near] = _near(*(array[near].astype(np.float64) for array in arrays))
+    return scores
+
+
+def _near(
+    query_means: FloatArray, query_variances: FloatArray, document_means: FloatArray, document_variances: FloatArray
+) -> FloatArray:
+    """-KL (m,) of pairs (m, k) so alike that the sums of `negative_kl` cancel: with x = v_Q/v_D - 1, x - log(1 + x)."""
+    excess = (query_variances - document_variances) / document_variances
+    distance = np.square(query_means - document_means) / document_variances
+    return np.asarray(-0.5 * (excess - np.log1p(excess) + distance).sum(axis=-1), dtype=np.float64)
 
 
 def rescore(

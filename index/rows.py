@@ -145,7 +145,7 @@ class RejectedRows:
     """A file that takes the rows left out of a build, one JSON object a line: file, row, column, value, reason.
 
     A context manager. Appends, and hands each line to the system at once, so that a build that dies has said what it
-    left out; a build that resumes may repeat rows it rejected after the last batch it kept. `count` is of this run.
+    left out; whoever resumes it cuts off what it rejected after the last segment it kept. `count` is of this run.
     Entering raises OSError where the path cannot be written.
     """
 

@@ -15,6 +15,7 @@ directory. A search has three steps:
 So results equal float64 brute force always, not nearly always; equal scores rank by id.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from index.documents import Document, DocumentStore, Numbers
-from index.errors import InvalidOptionError
+from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.memory import require_memory
@@ -45,6 +46,9 @@ GATHERED_NUMBERS = 1 << 24
 """float32 numbers of candidates gathered at a time (64 MiB), however many queries ask for however many of them."""
 
 Scores = npt.NDArray[np.float64]
+
+Stop = Callable[[], bool]
+"""Asked now and then whether nobody waits for the results any more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,8 +88,10 @@ class Searcher(Protocol):
     def device(self) -> torch.device:
         """Where it is searched."""
 
-    def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
-        """The top_k documents of each query."""
+    def search(
+        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+    ) -> list[Ranking]:
+        """The top_k documents of each query; SearchStoppedError once `stop` says so."""
 
     def document(self, document_id: str) -> Document:
         """A document by its id."""
@@ -131,12 +137,15 @@ class LocalSearcher:
         """Where the vectors are scanned."""
         return self._scanner.device
 
-    def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
+    def search(
+        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+    ) -> list[Ranking]:
         """The top_k documents (all, where there are fewer) of each of b queries, by exact -KL(Q||D).
 
         queries: (b, k) of any floating dtype, on any device. `candidates` sets how many documents the first scan hands
         to rescoring; it changes the time taken, never the results. Raises InvalidOptionError for top_k or candidates
-        below 1, InvalidGaussiansError for another k or a query that float32 cannot hold.
+        below 1, InvalidGaussiansError for another k or a query that float32 cannot hold, and SearchStoppedError where
+        `stop` says so during an exhaustive scan, which can take seconds for each query.
         """
         top_k = self._checked(queries, top_k)
         if candidates is not None and candidates < 1:
@@ -151,7 +160,7 @@ class LocalSearcher:
             pending = [query for query in pending if query not in rankings]
             if not pending:
                 return [rankings[query] for query in range(len(queries))]
-        rankings |= zip(pending, self._exhaustive(queries[torch.tensor(pending)], top_k), strict=True)
+        rankings |= zip(pending, self._exhaustive(queries[torch.tensor(pending)], top_k, stop), strict=True)
         return [rankings[query] for query in range(len(queries))]
 
     def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
@@ -201,12 +210,14 @@ class LocalSearcher:
         complete = np.flatnonzero(last_results > ceilings)
         return dict(zip(complete.tolist(), self._rank(documents[complete], scores[complete], top_k), strict=True))
 
-    def _exhaustive(self, queries: Gaussians, top_k: int) -> list[Ranking]:
+    def _exhaustive(self, queries: Gaussians, top_k: int, stop: Stop | None = None) -> list[Ranking]:
         """Scores every document in float64, one query at a time, keeping what can still be among the top_k."""
         rankings = []
         for mean, variance in zip(*_float64(queries), strict=True):
             scores, documents = np.empty(0), np.empty(0, np.int64)
             for numbers, means, variances in self._store.blocks(EXHAUSTIVE_ROWS):
+                if stop is not None and stop():
+                    raise SearchStoppedError("nobody waits for the results any more")
                 scores = np.concatenate([scores, negative_kl(mean, variance, means, variances)])
                 documents = np.concatenate([documents, numbers])
                 keep = _may_be_in_top(scores, top_k)

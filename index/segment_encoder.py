@@ -1,6 +1,7 @@
 """The documents of one segment, encoded straight into FAISS's memory on all cores or on a GPU."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,12 +47,20 @@ def encode_segment(
         except InvalidGaussiansError as error:
             raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
         advance(len(part))
-        # In float64, because the square of a large float32 is not one.
-        return float(torch.linalg.vector_norm(target, dim=1, dtype=torch.float64).max())
+        return _largest_norm(target)
 
     with _one_core_each() if device.type == "cpu" else ThreadPoolExecutor(1) as pool:
         norms = list(pool.map(encode_rows, range(0, documents, ENCODE_ROWS)))
     return vectors, max(norms)
+
+
+def _largest_norm(vectors: torch.Tensor) -> float:
+    array = vectors.numpy()
+    largest = float(np.sqrt(np.einsum("ij,ij->i", array, array).max()))
+    if math.isfinite(largest):
+        return largest
+    # The square of a large float32 is not one; float64 takes seven times as long, and holds it.
+    return float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).max())
 
 
 @contextlib.contextmanager

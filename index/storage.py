@@ -36,6 +36,7 @@ from index.segments import Segment, open_segment, verify_segment
 __all__ = ["IndexDirectory"]
 
 _CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<sha256>[0-9a-f]{64})\n")
+_SEGMENT = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}")
 _MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
 
@@ -122,6 +123,7 @@ class IndexDirectory:
         Raises IndexLockedError at once where another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        fsync_directory(self.path.resolve().parent)
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -166,8 +168,9 @@ class IndexDirectory:
             # What it needs is not known, and another release may be able to read it.
             return
         for folder in self.segments.glob("*"):
-            if folder.name not in needed:
-                shutil.rmtree(folder)
+            # What is not called like a segment is not ours; what cannot be removed now is tried again next time.
+            if folder.name not in needed and _SEGMENT.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(path: Path) -> bytes:

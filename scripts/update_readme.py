@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 
+import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from index.build_options import BuildOptions
 from index.errors import GaussearchError, IndexDirectoryError, InvalidInputError, ResourceError
+from service.cli import app
 from service.options import option_name
 from service.problems import PROBLEMS, ServiceError
 from service.runs import RemoteError
+from service.schemas import SearchOptions, SimilarRequest
 from service.settings import ENV_PREFIX, ServiceSettings
 
 ABSTRACT = {InvalidInputError, IndexDirectoryError, ResourceError, ServiceError}
@@ -55,9 +58,31 @@ def errors() -> str:
     return table(["status", "code", "meaning"], sorted(rows))
 
 
+def request_options() -> str:
+    rows = []
+    for name, field in {**SearchOptions.model_fields, **SimilarRequest.model_fields}.items():
+        default = "" if field.default is None else f"`{str(field.default).lower()}`"
+        only = " `/similar` only." if name not in SearchOptions.model_fields else ""
+        rows.append([f"`{name}`", default, f"{field.description}{only}"])
+    return table(["option", "default", "meaning"], rows)
+
+
+def search_options() -> str:
+    command = typer.main.get_command(app).commands["search"]  # type: ignore[attr-defined]
+    rows = []
+    for parameter in command.params:
+        if parameter.name != "help":
+            default = parameter.default
+            shown = "required" if parameter.required else "" if default is None else f"`{default}`"
+            rows.append([f"`{parameter.opts[0]}`", shown, parameter.help])
+    return table(["option", "default", "meaning"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings": lambda: options(ServiceSettings),
     "build options": lambda: options(BuildOptions),
+    "search options": search_options,
+    "request options": request_options,
     "error codes": errors,
 }
 

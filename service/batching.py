@@ -46,6 +46,11 @@ class _Job:
     def __post_init__(self) -> None:
         self.rows = len(self.queries)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the results: the client has gone or the deadline has passed."""
+        return self.future.done() or time.monotonic() >= self.deadline
+
 
 class Batcher:
     """A search thread and its queue. `searcher` is asked for the live searcher once per batch."""
@@ -97,7 +102,9 @@ class Batcher:
         with self._changed:
             if not self.accepting:
                 raise NotReadyError("the service is shutting down or its search thread has died")
-            if self._jobs and self._waiting + job.rows > self._queue_rows:
+            if self._is_full(job):
+                self._drop_abandoned()
+            if self._is_full(job):
                 self._metrics.rejected.labels("overloaded").inc()
                 raise OverloadedError(
                     f"{self._waiting} queries are waiting and {self._queue_rows} may: try again later",
@@ -107,6 +114,16 @@ class Batcher:
             self._set_waiting(self._waiting + job.rows)
             self._changed.notify()
         return job.future
+
+    def _is_full(self, job: _Job) -> bool:
+        return bool(self._jobs) and self._waiting + job.rows > self._queue_rows
+
+    def _drop_abandoned(self) -> None:
+        """Frees the places of those who have given up before the search thread comes to them."""
+        kept = [job for job in self._jobs if not job.abandoned]
+        self._jobs.clear()
+        self._jobs.extend(kept)
+        self._set_waiting(sum(job.rows for job in kept))
 
     def _retry_after(self) -> int:
         """Whole seconds until half of the queue should be done."""
@@ -124,6 +141,8 @@ class Batcher:
                 batch = self._take()
             if batch:
                 self._search(batch)
+                # Their results hold the searcher: while nothing comes, a replaced index must not wait with them.
+                batch.clear()
             elif self._closing:
                 return
 
@@ -155,7 +174,10 @@ class Batcher:
                 return
             # One of these requests is at fault; alone, each fails or succeeds for itself.
             for job in batch:
-                self._search([job])
+                if job.abandoned:
+                    _fail(job, DeadlineExceededError("the deadline passed before the search was done"))
+                else:
+                    self._search([job])
         except Exception as error:
             logger.exception("a batch of %d requests failed", len(batch))
             for job in batch:
@@ -175,6 +197,7 @@ class Batcher:
             queries,
             max(job.top_k for job in batch),
             candidates=max((job.candidates for job in batch if job.candidates), default=None),
+            stop=lambda: all(job.abandoned for job in batch),
         )
         self._metrics.batch(len(queries), searcher.manifest.documents, time.perf_counter() - started)
         first = 0

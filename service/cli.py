@@ -15,7 +15,7 @@ from rich.table import Table
 from index import BuildOptions, BuildSummary, Columns, GaussearchError, IndexDirectory, VarianceAs, build_index
 from service.options import with_options
 from service.progress import progress_for
-from service.runs import LocalRunner, PlainConsole, RemoteRunner, RunFormat, RunWriter, read_queries
+from service.runs import LocalRunner, PlainConsole, RemoteRunner, RunFormat, Runner, RunWriter, read_queries
 from service.server import run_server
 from service.settings import ENV_PREFIX, ServiceSettings
 
@@ -119,7 +119,7 @@ def search(
     if (index is None) == (url is None):
         raise typer.BadParameter("give either --index or --url")
     with _errors():
-        runner = RemoteRunner(url, api_key) if url else LocalRunner(Path(str(index)), device)
+        runner: Runner = RemoteRunner(url, api_key) if url else LocalRunner(Path(str(index)), device)
         writer = RunWriter(form, sys.stdout)
         for batch in read_queries(queries, Columns(id_column, mean_column, variance_column), variance_as):
             found = runner.search(batch.gaussians, top_k)
@@ -161,7 +161,7 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
-        _stop("interrupted; nothing that was live has changed, and the same command goes on from here", 130)
+        _stop("interrupted; no index has changed, and a build goes on from here when it is started again", 130)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

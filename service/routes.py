@@ -200,7 +200,7 @@ async def livez(request: Request) -> Response:
     responses={503: {**_ERRORS[503], "description": "No index is loaded yet, or the service is shutting down."}},
 )
 async def readyz(request: Request) -> Response:
-    """200 once an index is loaded, 503 before that and when shutting down."""
+    """200 once an index is loaded, 503 before that."""
     state: State = request.app.state.gaussearch
     state.live.searcher()
     if not state.batcher.accepting:

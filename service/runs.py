@@ -21,6 +21,7 @@ __all__ = [
     "Result",
     "RunFormat",
     "RunWriter",
+    "Runner",
     "read_queries",
 ]
 
@@ -98,20 +99,32 @@ class RemoteRunner:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
-        """The top_k documents of each query; raises RemoteError with what the service said."""
-        pairs = zip(queries.means.tolist(), queries.variances.tolist(), strict=True)
-        body = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs], "top_k": top_k}
+        """The top_k documents of each query; raises RemoteError with what the service said.
+
+        Asks for as many at a time as the service's limits allow.
+        """
+        limits = self._ask("GET", "/v1/index", "limits")
+        step = max(1, min(int(limits["max_queries"]), int(limits["max_results"]) // top_k))
+        found: list[list[Result]] = []
+        for part in queries.chunks(step):
+            pairs = zip(part.means.tolist(), part.variances.tolist(), strict=True)
+            body = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs], "top_k": top_k}
+            found += [
+                [Result(each["id"], each["score"], each.get("payload") or {}) for each in results]
+                for results in self._ask("POST", "/v1/search/batch", "results", body)
+            ]
+        return found
+
+    def _ask(self, method: str, path: str, field: str, body: dict[str, Any] | None = None) -> Any:
+        """One field of the answer to a request."""
         try:
-            response = httpx.post(f"{self._url}/v1/search/batch", json=body, headers=self._headers, timeout=60.0)
+            response = httpx.request(method, f"{self._url}{path}", json=body, headers=self._headers, timeout=60.0)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RemoteError(f"{self._url} does not answer: {error}") from error
         if response.status_code != httpx.codes.OK:
             raise RemoteError(f"{self._url} answered {response.status_code}: {_detail(response)}")
         try:
-            return [
-                [Result(found["id"], found["score"], found.get("payload") or {}) for found in results]
-                for results in response.json()["results"]
-            ]
+            return response.json()[field]
         except (ValueError, KeyError, TypeError) as error:
             raise RemoteError(f"{self._url} is not a gaussearch service: {response.text[:200]!r}") from error
 

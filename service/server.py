@@ -36,7 +36,7 @@ def run_server(settings: ServiceSettings) -> None:
     raises if that fails later.
     """
     directory = IndexDirectory(settings.index)
-    require_memory(directory.manifest(), directory.path, resolve_device(settings.device))
+    require_memory(directory.manifest(), directory.path, resolve_device(settings.device), copies=settings.workers)
     _require_free(settings.host, settings.port)
     _prepare_process(settings)
     if settings.workers == 1:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from index import Gaussians, IndexDirectory, Ranking, Searcher
+from index.searcher import Stop
 from service.app import create_app
 from service.settings import ServiceSettings
 from service.state import State
@@ -115,7 +116,9 @@ class GatedSearcher:
         self.rows: list[int] = []
         """How many queries each search had, in order."""
 
-    def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
+    def search(
+        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+    ) -> list[Ranking]:
         """As LocalSearcher, once the gate is open."""
         self.rows.append(len(queries))
         assert self.gate.wait(PATIENCE)

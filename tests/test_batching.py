@@ -13,6 +13,7 @@ import torch
 
 from index import GaussearchError, Gaussians, Ranking, Searcher
 from index.errors import InvalidGaussiansError
+from index.searcher import Stop
 from service.batching import Batcher, Found
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
@@ -37,7 +38,9 @@ class FakeSearcher:
         self.calls: list[tuple[list[float], int, int | None]] = []
         self.error: Exception | None = None
 
-    def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
+    def search(
+        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+    ) -> list[Ranking]:
         values = queries.means[:, 0].tolist()
         self.calls.append((values, top_k, candidates))
         assert self.gate.wait(PATIENCE)

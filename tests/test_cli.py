@@ -252,7 +252,7 @@ def test_an_interrupted_build_ends_with_130_and_goes_on_from_there(
     write_corpus(corpus, random_gaussians(40, 4, seed=5))
 
     class Interrupting(LineProgress):
-        def phase(self, name: str, total: int | None) -> None:  # noqa: ARG002
+        def phase(self, name: str, total: int | None) -> None:
             if name == "encoding":
                 signal.raise_signal(number)
 

@@ -12,6 +12,7 @@ import pytest
 
 from index import Gaussians, IndexDirectory, LocalSearcher, Ranking, Searcher, build_index
 from index.errors import CorruptIndexError, InsufficientMemoryError
+from index.searcher import Stop
 from service import live_index
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -244,7 +245,9 @@ def test_an_index_is_tried_by_a_search_before_anyone_may_search_it(
     """A scan that returns other documents than it should is found by a document that does not find itself."""
 
     class Shifted(LocalSearcher):
-        def search(self, queries: Gaussians, top_k: int, *, candidates: int | None = None) -> list[Ranking]:
+        def search(
+            self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+        ) -> list[Ranking]:
             return super().search(Gaussians(queries.means + 1, queries.variances), top_k, candidates=candidates)
 
     monkeypatch.setattr(live_index, "LocalSearcher", Shifted)

@@ -140,6 +140,10 @@ def test_tables_are_those_of_the_code() -> None:
     assert updated(README) == README, "run python scripts/update_readme.py"
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README
+
+
 def test_links_lead_somewhere() -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)", README) if "://" not in target]
     assert targets

@@ -153,7 +153,17 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     [
         *(("port", value) for value in (-1, 65536, "http")),
         *((name, 0) for name in ("workers", "threads", "reload_seconds", "max_batch_rows", "queue_rows", "timeout_ms")),
-        *((name, 0) for name in ("max_timeout_ms", "max_top_k", "max_candidates", "max_queries", "max_results", "max_body_bytes")),
+        *(
+            (name, 0)
+            for name in (
+                "max_timeout_ms",
+                "max_top_k",
+                "max_candidates",
+                "max_queries",
+                "max_results",
+                "max_body_bytes",
+            )
+        ),
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("verify", "perhaps"),

@@ -1,0 +1,195 @@
+"""Measure the engine, the service, the build and the encoding against what one would otherwise use, on this machine.
+
+    python scripts/benchmark.py                                            everything, on 117,659 documents
+    python scripts/benchmark.py --parts engine --corpus docs.parquet --queries queries.parquet
+    python scripts/benchmark.py --json figures.json --markdown figures.md
+
+Without --corpus, the documents are made from the carried sample (see benchmark_data.py). Everything is measured on this
+machine in this run, and what is compared takes turns (see benchmark_measure.py), so ratios hold on a busy machine too;
+the numbers of queries per second do not. What is measured:
+
+quality   on the sample: the ranking by -KL beside cosine, and what float32 and HNSW find on the vectors as they are.
+engine    LocalSearcher.search(queries, top_k=10), which encodes the queries, scans and scores exactly, over
+          IndexFlatIP.search of encoded queries on the same document vectors in one index, with FAISS's defaults and
+          with its matrix multiplication forced for every batch; and the folded over the simplified encoding.
+service   `gaussearch serve` over HTTP in a closed loop, over the engine in-process in batches of as many queries as
+          there are clients, and over a FastAPI service without batching (benchmark_naive.py). The load generator takes
+          its share of the same cores.
+build     build_index from a file to a published, checksummed and synced index, over a loop that encodes arrays in
+          memory and adds them to one IndexFlatIP; and the peak memory of `gaussearch build` at two sizes of corpus.
+encoding  encode_documents on a CUDA device, over a copy of as many bytes within its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_build import MEMORY_IS_SHOWN, build_part, memory_part
+from benchmark_data import Data
+from benchmark_engine import encoding_part, engine_part
+from benchmark_measure import Figure, environment
+from benchmark_quality import quality_part
+from benchmark_service import service_part
+from rich.console import Console
+from rich.table import Table
+
+PARTS = ("quality", "engine", "service", "build", "encoding")
+ROUNDS = {"engine": 15, "service": 7, "build": 5, "encoding": 15}
+DOCUMENTS = 117_659
+HEADINGS = ("setting", "measure", "median", "quartiles", "p50 / p99, ms", "target")
+NUMBERS = HEADINGS[2:5]
+
+
+def main() -> None:
+    # So that a benchmark that is stopped stops its children and removes its files, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = _options()
+    data = Data.read(options.corpus, options.queries)
+    documents = options.documents or (len(data) if options.corpus else DOCUMENTS)
+    report = environment({"documents": documents, "k": data.k, "queries": len(data.queries), **_settings(options)})
+    # Off a terminal, lines as wide as they come: a table that is cut to 80 columns is hard to read in a log.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    figures: list[Figure] = []
+    skipped: list[str] = []
+    for part in options.parts:
+        if part == "encoding" and not torch.cuda.is_available():
+            skipped.append("encoding: torch sees no CUDA device")
+            continue
+        with tempfile.TemporaryDirectory(prefix="gaussearch-benchmark-", dir=options.scratch) as folder:
+            found = _watched(_run(part, data, documents, Path(folder), options), console)
+        figures += found
+        console.print(_table(part, found))
+    if "build" in options.parts and not MEMORY_IS_SHOWN:
+        skipped.append("build: peak memory is read from /proc, which is not here")
+    for reason in skipped:
+        console.print(f"skipped: {reason}")
+    report |= {"figures": [dataclasses.asdict(figure) for figure in figures], "skipped": skipped}
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(markdown(report, figures), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--documents", type=int, help="size of the corpus (default 117659, or that of --corpus)")
+    add("--parts", type=_parts, default=list(PARTS), help=f"what to measure (default {','.join(PARTS)})")
+    add("--corpus", type=Path, help="documents to use, in any format of a build (default: made from the sample)")
+    add("--queries", type=Path, help="queries to use (default: the sample's, or the first 400 documents of --corpus)")
+    add("--seconds", type=float, default=2.0, help="for each contender of a comparison (default %(default)s)")
+    add("--rounds", type=int, help=f"rounds of each comparison (default {ROUNDS})")
+    add(
+        "--memory-documents",
+        type=int,
+        nargs=2,
+        default=[100_000, 1_000_000],
+        metavar=("SMALL", "LARGE"),
+        help="sizes of corpus at which a build's memory is measured (default %(default)s)",
+    )
+    add("--memory-segment", type=int, default=50_000, help="its documents per segment (default %(default)s)")
+    add("--scratch", type=Path, help="folder for temporary files, a few gigabytes (default: the system's)")
+    add("--json", type=Path, help="file to write all figures to")
+    add("--markdown", type=Path, help="file to write the tables to")
+    options = parser.parse_args()
+    if any(value is not None and value <= 0 for value in (options.documents, options.seconds, options.rounds)):
+        parser.error("--documents, --seconds and --rounds must be above 0")
+    return options
+
+
+def _parts(text: str) -> list[str]:
+    chosen = text.split(",")
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PARTS)}")
+    return chosen
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    corpus = options.corpus.name if options.corpus else "made from the sample"
+    return {"corpus": corpus, "seconds": options.seconds, "rounds": options.rounds or ROUNDS}
+
+
+def _run(part: str, data: Data, documents: int, folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
+    rounds = options.rounds or ROUNDS.get(part, 1)
+    if part == "quality":
+        yield from quality_part()
+    elif part == "engine":
+        yield from engine_part(data, documents, folder, options.seconds, rounds)
+    elif part == "service":
+        yield from service_part(data, documents, folder, options.seconds, rounds)
+    elif part == "build":
+        yield from build_part(data, documents, folder, rounds)
+        if MEMORY_IS_SHOWN:
+            yield from memory_part(data, tuple(options.memory_documents), options.memory_segment, folder)
+    else:
+        yield from encoding_part(data, options.seconds, rounds)
+
+
+def _watched(figures: Iterable[Figure], console: Console) -> list[Figure]:
+    """All figures; a line for each setting as it is done. A moving display would take turns, too."""
+    found: list[Figure] = []
+    for figure in figures:
+        if not found or figure.setting != found[-1].setting:
+            console.print(f"{figure.part}: {figure.setting}", style="dim")
+        found.append(figure)
+    return found
+
+
+def _table(part: str, figures: list[Figure]) -> Table:
+    table = Table(title=part, title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold", justify="right" if heading in NUMBERS else "left")
+    previous = ""
+    for figure in figures:
+        if figure.setting != previous and previous:
+            table.add_section()
+        style = {None: "", True: "green", False: "red"}[figure.met]
+        setting, *cells = _cells(figure)
+        table.add_row("" if figure.setting == previous else setting, *cells, style=style)
+        previous = figure.setting
+    return table
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    value = _number(figure.value) + ("" if figure.unit == "ratio" else f" {figure.unit}")
+    quartiles = " to ".join(map(_number, figure.quartiles)) if figure.quartiles else ""
+    latency = " / ".join(map(_number, figure.latency_ms)) if figure.latency_ms else ""
+    target = f"{figure.target}: {'met' if figure.met else 'missed'}" if figure.target else ""
+    return figure.setting, figure.measure, value, quartiles, latency, target
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def markdown(report: dict[str, Any], figures: list[Figure]) -> str:
+    """The figures as one table for each part, under what they were made with."""
+    machine, arguments = report["machine"], report["arguments"]
+    device = f", {machine['cuda_device']}" if machine["cuda_device"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines = [
+        f"{arguments['documents']:,} documents, k = {arguments['k']}, {arguments['queries']} queries, top 10. "
+        f"{machine['cpu']}, {machine['cores']} cores{device}; {versions}; {report['date'][:10]}. "
+        "Medians over rounds in which the contenders take turns, with quartiles.",
+        "",
+        f"    {report['command']}",
+    ]
+    for part in dict.fromkeys(figure.part for figure in figures):
+        lines += ["", f"| {part}: {' | '.join(HEADINGS)} |", "|---|---|--:|--:|--:|---|"]
+        lines += [f"| {' | '.join(_cells(figure))} |" for figure in figures if figure.part == part]
+    lines += [line for reason in report["skipped"] for line in ("", f"Skipped: {reason}.")]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
