@@ -153,7 +153,8 @@ class _Build:
         except SourceError as error:
             # The same corpus would fail the same way: there is nothing to resume, unless it was the disk that failed.
             if not isinstance(error.__cause__, OSError):
-                self._hand_over_rejected()
+                if self.rejected.count:
+                    self._hand_over_rejected()
                 staging.discard()
             raise
         manifest = Manifest(

@@ -60,7 +60,7 @@ def _near(
     """-KL (m,) of pairs (m, k) so alike that the sums of `negative_kl` cancel: with x = v_Q/v_D - 1, x - log(1 + x)."""
     excess = (query_variances - document_variances) / document_variances
     distance = np.square(query_means - document_means) / document_variances
-    return np.asarray(-0.5 * (excess - np.log1p(excess) + distance).sum(axis=-1), dtype=np.float64)
+    return np.asarray(0.5 * (np.log1p(excess) - excess - distance).sum(axis=-1), dtype=np.float64)
 
 
 def rescore(

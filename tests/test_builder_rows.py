@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.staging
-from index import BuildOptions, IndexDirectory, LocalSearcher, build_index
-from index.errors import DuplicateIdError, SourceError
+from index import BuildOptions, Corpus, IndexDirectory, LocalSearcher, build_index
+from index.errors import BuildError, DuplicateIdError, SourceError
 from tests.conftest import random_gaussians, write_corpus
 
 SKIP = BuildOptions(segment_docs=4, on_error="skip")
@@ -216,3 +216,36 @@ def test_no_file_stays_open_after_a_build_or_its_failure(tmp_path: Path, directo
     with pytest.raises(SourceError):
         build_index([corpus], directory)
     assert np.isclose(LocalSearcher(directory).document("d0").gaussian.means[0, 0], 0.5)
+
+
+def test_no_file_of_the_users_is_lost_to_rejected_rows(directory: IndexDirectory, tmp_path: Path) -> None:
+    corpus = write_lines(tmp_path / "corpus.jsonl", [row("a"), row("b", mean=[1.0])])
+    with pytest.raises(BuildError, match="is one of the sources"):
+        build_index([corpus], directory, SKIP.model_copy(update={"rejected_to": corpus}))
+    assert len(corpus.read_text().splitlines()) == 2
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("mine\n")
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1")
+    with pytest.raises(SourceError, match=r"broken\.parquet"):
+        build_index([broken], directory, SKIP.model_copy(update={"rejected_to": kept}))
+    assert kept.read_text() == "mine\n"
+    build_index([corpus], directory, SKIP.model_copy(update={"rejected_to": kept}))
+    assert [json.loads(line)["row"] for line in kept.read_text().splitlines()] == [2]
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(
+    directory: IndexDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_lines(tmp_path / "corpus.jsonl", [row("a"), row("b")])
+    digest = Corpus.digest
+
+    def digest_then_change(self: Corpus) -> str:
+        found = digest(self)
+        write_lines(corpus, [row("a"), row("c")])
+        return found
+
+    monkeypatch.setattr(Corpus, "digest", digest_then_change)
+    with pytest.raises(SourceError, match="changed while it was read"):
+        build_index([corpus], directory)
+    assert_untouched(directory)

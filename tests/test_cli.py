@@ -213,8 +213,7 @@ def impostor() -> Iterator[str]:
     """The address of a web server that is something else."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+        def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"<html>It works!</html>")

@@ -166,3 +166,17 @@ def test_explanation_adds_up(gaussians: Gaussians, dimensions: int) -> None:
     assert found.contributions == pytest.approx(each[found.dimensions], rel=1e-9, abs=1e-12)
     assert found.contributions == sorted(found.contributions, reverse=True)
     assert found.contributions == pytest.approx(np.sort(each)[::-1][:count], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("relative", [1e-3, 1e-5, 1e-7])
+def test_near_duplicates_keep_their_digits(relative: float) -> None:
+    """KL is second order in a small difference: sums of terms near 1 would have none of its digits left."""
+    rng = np.random.default_rng(3)
+    variances = rng.uniform(0.5, 2.0, size=(20, 1024))
+    others = variances * (1 + relative * rng.standard_normal(variances.shape))
+    means = rng.standard_normal(variances.shape)
+    scores = negative_kl(means, others, means, variances)
+    # In 80 bits, x - log(1+x) loses half as many digits again as it has to spare.
+    excess = (others.astype(np.longdouble) - variances) / variances
+    expected = 0.5 * (np.log1p(excess) - excess).sum(axis=1)
+    np.testing.assert_allclose(scores, expected.astype(np.float64), rtol=1e-6)

@@ -176,7 +176,9 @@ def test_available_memory_is_that_of_the_container_where_it_is_less(
     monkeypatch.setattr(index.memory, "_CGROUP", tmp_path)
     machine = index.memory.available_memory()
     assert machine > 1 << 20
-    (tmp_path / "memory.current").write_text("1000\n")
+    # Files that have been read count as used, and are given back when needed.
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 2000\nactive_file 1000\n")
     for limit, expected in (("1500\n", 500), ("900\n", 0)):
         (tmp_path / "memory.max").write_text(limit)
         assert index.memory.available_memory() == expected
