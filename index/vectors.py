@@ -21,7 +21,7 @@ from index.durable import checksummed
 from index.errors import CorruptIndexError, DeviceUnavailableError
 from index.manifest import FileEntry
 
-__all__ = ["FlatVectors", "GpuResources", "available_cores", "resolve_device", "set_threads"]
+__all__ = ["FlatVectors", "GpuResources", "available_cores", "matrix_products", "resolve_device", "set_threads"]
 
 GPU_RESULT_LIMIT = 2048
 """The most results per query that FAISS's GPU indexes give."""
@@ -30,7 +30,9 @@ BLAS_QUERIES = 3
 """From how many queries on a matrix multiplication scans faster than FAISS's own loop; for one query it takes twice as
 long (k=128, one thread and two)."""
 
-# What FAISS set its threshold to while it counted queries.
+_BLAS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold
+
+# What FAISS set it to while it counted queries.
 _OLD_BLAS_THRESHOLD = 20
 
 # How many bytes pass from FAISS to Python at a time when an index is written.
@@ -69,19 +71,18 @@ def available_cores() -> int:
 
 
 @contextlib.contextmanager
-def _matrix_products(width: int) -> Iterator[None]:
+def matrix_products(width: int) -> Iterator[None]:
     """Has FAISS scan for `BLAS_QUERIES` queries and more by matrix multiplication, two to six times as fast.
 
     Its own threshold, which counts numbers (queries times width) and in older releases queries, leaves that to batches
     of hundreds. It is a global: searches of other threads may meet either value; only their speed depends on it.
     """
-    before = faiss.cvar.distance_compute_blas_threshold
-    counts_numbers = before > _OLD_BLAS_THRESHOLD
+    counts_numbers = _BLAS_THRESHOLD > _OLD_BLAS_THRESHOLD
     faiss.cvar.distance_compute_blas_threshold = BLAS_QUERIES * width if counts_numbers else BLAS_QUERIES
     try:
         yield
     finally:
-        faiss.cvar.distance_compute_blas_threshold = before
+        faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
 
 
 class GpuResources:
@@ -120,8 +121,8 @@ class FlatVectors:
         index = faiss.IndexFlatIP(width)
         index.codes.resize(documents * width * 4)
         index.ntotal = documents
-        memory = faiss.rev_swig_ptr(index.get_xb(), documents * width).reshape(documents, width)
-        return cls(index, torch.device("cpu")), torch.from_numpy(memory)
+        vectors = cls(index, torch.device("cpu"))
+        return vectors, torch.from_numpy(vectors._memory())
 
     @classmethod
     def read(cls, path: Path, *, documents: int, width: int) -> "FlatVectors":
@@ -154,15 +155,27 @@ class FlatVectors:
         """The most results per query that one search can give."""
         return len(self) if self.device.type == "cpu" else min(GPU_RESULT_LIMIT, len(self))
 
-    def search(self, queries: Tensor, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def search(
+        self, queries: Tensor, count: int, rows: range | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The `count` documents of the largest inner products: scores and rows, (b, count) each, best first.
 
-        queries: (b, d) float32 on this index's device. `count` is at most `result_limit`. A row of -1 stands where
-        FAISS found nothing comparable (an inner product that is NaN).
+        queries: (b, d) float32 on this index's device. `count` is at most `result_limit`, and on a CPU at most the
+        number of `rows`, if only those are to be searched. A row of -1 stands where FAISS found nothing comparable (an
+        inner product that is NaN).
         """
-        if queries.device.type == "cpu":
-            with _matrix_products(queries.shape[1]):
-                scores, rows = self._index.search(queries.numpy(), count)
-        else:
-            scores, rows = (result.cpu().numpy() for result in self._index.search(queries, count))
-        return scores, rows
+        if self.device.type != "cpu":
+            on_host = [result.cpu().numpy() for result in self._index.search(queries, count)]
+            return on_host[0], on_host[1]
+        if rows is None or len(rows) == len(self):
+            scores, found = self._index.search(queries.numpy(), count)
+            return scores, found
+        scores, found = faiss.knn(
+            queries.numpy(), self._memory()[rows.start : rows.stop], count, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        return scores, np.where(found < 0, -1, found + rows.start)
+
+    def _memory(self) -> npt.NDArray[np.float32]:
+        documents, width = len(self), self._index.d
+        memory: npt.NDArray[np.float32] = faiss.rev_swig_ptr(self._index.get_xb(), documents * width)
+        return memory.reshape(documents, width)

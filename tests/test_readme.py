@@ -77,7 +77,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     for name in ("README.md", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    for name in ("index", "service", "sample"):
+    for name in ("index", "service", "sample", "scripts"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(VENV)
     run("gaussearch build sample/wordnet/documents.parquet --index demo-index", folder)
@@ -106,6 +106,12 @@ def test_commands_run(block: str, workspace: Path, port: int) -> None:
             assert "-KL" in run(line, ROOT)
         elif line.startswith("docker"):
             pytest.skip("no Docker engine is assumed: .ci/run builds the image and searches in it without one")
+        elif "benchmark.py" in line:
+            # The same command on so little that it takes seconds.
+            run(
+                f"{line} --documents 300 --memory-documents 200 400 --memory-segment 200 --seconds 0.01 --rounds 1",
+                workspace,
+            )
         elif "serve" in line:
             other = free_port()
             assert stop_service(start_service(line.replace("8080", str(other)), workspace, other)) == 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import index.memory
+import index.scanning
 import index.searcher
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.encoding import inner_product_error
@@ -205,3 +206,16 @@ def test_an_open_searcher_keeps_its_generation(tmp_path: Path, make_index: MakeI
     assert searcher.payloads(before[0].documents)[0]["text"].startswith("old ")
     assert len(LocalSearcher(directory)) == 40
     assert build_index([tmp_path / "index.parquet"], directory, BuildOptions()).up_to_date
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_shards_of_the_scan_change_nothing(
+    make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Cut anywhere, across segments and into pieces smaller than top_k, with ties that span the cuts."""
+    gaussians = repeated(random_gaussians(23, 5, seed=4), 3)
+    directory = make_index(gaussians, segment_docs=30)
+    queries = random_gaussians(9, 5, seed=5)
+    whole = LocalSearcher(directory, threads=1).search(queries, 20)
+    monkeypatch.setattr(index.scanning, "SHARD_NUMBERS", 1)
+    assert_identical(LocalSearcher(directory, threads=threads).search(queries, 20), whole)
