@@ -56,7 +56,8 @@ def assert_recovered(expected: dict[str, Any], tried: dict[str, Any]) -> None:
     if before is live:
         kept = {name: sha256 for name, sha256 in live["files"].items() if name != "rejected.jsonl"}
         assert kept.items() <= left["files"].items()
-    records = [name for name in left["files"] if name.startswith("staging/") and name != "staging/plan.json"]
+    others = ("staging/plan.json", "staging/rejected.jsonl")
+    records = [name for name in left["files"] if name.startswith("staging/") and name not in others]
     whole_records = [name for name in records if not name.endswith(".tmp")]
     # 8 good documents in segments of 4.
     assert again == {"resumed": 0 if before is whole else 4 * len(whole_records), "up_to_date": before is whole}
