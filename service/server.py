@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -113,9 +112,6 @@ def _prepare_process(settings: ServiceSettings) -> None:
     configure_logging(settings.log_level, settings.log_format)
     # torch only encodes queries here, a few numbers at a time; the cores are for FAISS and the event loop.
     torch.set_num_threads(1)
-    # The search thread lets go of the interpreter at each NumPy, torch and FAISS call and asks for it back. At Python's
-    # own 5 ms a busy event loop keeps it waiting longer than the calls take; so 16 clients get a fifth more answers.
-    sys.setswitchinterval(0.0002)
 
 
 def _uvicorn_options(settings: ServiceSettings) -> dict[str, Any]:
