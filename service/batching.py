@@ -120,7 +120,7 @@ class Batcher:
 
     def _drop_abandoned(self) -> None:
         """Frees the places of those who have given up before the search thread comes to them."""
-        kept = [job for job in self._jobs if not job.abandoned]
+        kept = [job for job in self._jobs if not self._is_dropped(job)]
         self._jobs.clear()
         self._jobs.extend(kept)
         self._set_waiting(sum(job.rows for job in kept))
@@ -153,16 +153,22 @@ class Batcher:
         while self._jobs and (not batch or rows + self._jobs[0].rows <= self._max_rows):
             job = self._jobs.popleft()
             self._set_waiting(self._waiting - job.rows)
-            # Whoever waits gives up at the deadline too: a late job may also be cancelled, and the deadline is why.
-            if time.monotonic() >= job.deadline:
-                self._metrics.rejected.labels("deadline").inc()
-                _fail(job, DeadlineExceededError("the deadline passed before the search began"))
-            elif job.future.cancelled():
-                self._metrics.rejected.labels("cancelled").inc()
-            else:
+            if not self._is_dropped(job):
                 batch.append(job)
                 rows += job.rows
         return batch
+
+    def _is_dropped(self, job: _Job) -> bool:
+        """Whether nobody waits for a queued job any more; if so, it is counted and answered."""
+        # Whoever waits gives up at the deadline too: a late job may also be cancelled, and the deadline is why.
+        if time.monotonic() >= job.deadline:
+            self._metrics.rejected.labels("deadline").inc()
+            _fail(job, DeadlineExceededError("the deadline passed before the search began"))
+        elif job.future.cancelled():
+            self._metrics.rejected.labels("cancelled").inc()
+        else:
+            return False
+        return True
 
     def _search(self, batch: list[_Job]) -> None:
         started = time.perf_counter()
@@ -179,6 +185,7 @@ class Batcher:
                 else:
                     self._search([job])
         except Exception as error:
+            # Whatever one batch raises, the thread must live on for the others.
             logger.exception("a batch of %d requests failed", len(batch))
             for job in batch:
                 _fail(job, GaussearchError(f"the search failed: {error!r}"))

@@ -21,7 +21,7 @@ from service.problems import (
 )
 from service.settings import ServiceSettings
 
-__all__ = ["deadline_of", "read_body", "require_key", "wait_for"]
+__all__ = ["Body", "deadline_of", "read_body", "require_key", "wait_for"]
 
 Body = TypeVar("Body", bound=BaseModel)
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"

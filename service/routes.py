@@ -11,7 +11,7 @@ from index import Gaussians, Searcher
 from service import metrics as metrics_module
 from service.answers import answer, json_response, results_of
 from service.problems import LimitExceededError, NotReadyError
-from service.requests import deadline_of, read_body, require_key, wait_for
+from service.requests import Body, deadline_of, read_body, require_key, wait_for
 from service.schemas import (
     BatchSearchRequest,
     BatchSearchResponse,
@@ -80,9 +80,8 @@ def _body(model: type, *, required: bool = True) -> dict[str, Any]:
 )
 async def search(request: Request) -> Response:
     """The documents of the largest -KL(Q||D), best first."""
-    started, state = time.perf_counter(), _admit(request)
-    deadline = deadline_of(request, state.settings)
-    body = await read_body(request, SearchRequest, state.settings.max_body_bytes, deadline)
+    started = time.perf_counter()
+    state, body, deadline = await _receive(request, SearchRequest)
     queries = gaussians_of([body], state.live.searcher().manifest.k)
     searcher, results = await _search(request, state, queries, body, deadline)
     return answer(started, searcher, {"results": results[0]})
@@ -97,9 +96,8 @@ async def search(request: Request) -> Response:
 )
 async def search_batch(request: Request) -> Response:
     """The documents of the largest -KL(Q||D) for each query, in the order of the queries."""
-    started, state = time.perf_counter(), _admit(request)
-    deadline = deadline_of(request, state.settings)
-    body = await read_body(request, BatchSearchRequest, state.settings.max_body_bytes, deadline)
+    started = time.perf_counter()
+    state, body, deadline = await _receive(request, BatchSearchRequest)
     _within("queries", len(body.queries), state.settings.max_queries)
     queries = gaussians_of(body.queries, state.live.searcher().manifest.k)
     searcher, results = await _search(request, state, queries, body, deadline)
@@ -115,9 +113,8 @@ async def search_batch(request: Request) -> Response:
 )
 async def similar(request: Request, document_id: str) -> Response:
     """The documents of the largest -KL, with a document's own Gaussian as the query."""
-    started, state = time.perf_counter(), _admit(request)
-    deadline = deadline_of(request, state.settings)
-    body = await read_body(request, SimilarRequest, state.settings.max_body_bytes, deadline)
+    started = time.perf_counter()
+    state, body, deadline = await _receive(request, SimilarRequest)
     leave_out = None if body.include_self else document_id
     while True:
         searcher = state.live.searcher()
@@ -224,6 +221,13 @@ def _admit(request: Request) -> State:
     state: State = request.app.state.gaussearch
     require_key(request, state.keys)
     return state
+
+
+async def _receive(request: Request, model: type[Body]) -> tuple[State, Body, float]:
+    """Lets a search in: its body, and the time.monotonic() by which it must be answered."""
+    state = _admit(request)
+    deadline = deadline_of(request, state.settings)
+    return state, await read_body(request, model, state.settings.max_body_bytes, deadline), deadline
 
 
 def _within(name: str, value: int, limit: int) -> None:
