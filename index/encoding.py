@@ -39,6 +39,7 @@ __all__ = [
     "Standardisation",
     "encode_documents",
     "encode_queries",
+    "fold_documents",
     "inner_product_error",
     "negative_kl",
     "query_constant",
@@ -168,6 +169,18 @@ def encode_documents(
     vector does not fit the output's dtype, ValueError where `out` has another shape or is not floating point.
     """
     return _encode(documents, encoding, standardisation, out, _write_documents)
+
+
+def fold_documents(vectors: Tensor, encoding: Encoding, *, out: Tensor) -> None:
+    """Document vectors (n, d) of any encoding in their folded form, into `out` (n, 2k+1) of the same dtype.
+
+    Drops numbers and computes none: the result is what `encode_documents` gives under the folded encoding, bit by bit.
+    """
+    k = (out.shape[1] - 1) // 2
+    if vectors.shape != (len(out), encoding.width(k)) or vectors.dtype != out.dtype:
+        raise ValueError(f"{vectors.dtype} {tuple(vectors.shape)} cannot be folded into {out.dtype} {tuple(out.shape)}")
+    out[:, 0] = vectors[:, 0]
+    out[:, 1:] = vectors[:, -2 * k :]
 
 
 def encode_queries(

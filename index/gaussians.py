@@ -49,8 +49,9 @@ class Gaussians:
     def __post_init__(self) -> None:
         _check_form(self.means, self.variances)
         # What a model in training hands over is data here; kept, its graph would grow into every vector and score.
-        object.__setattr__(self, "means", self.means.detach())
-        object.__setattr__(self, "variances", self.variances.detach())
+        if self.means.requires_grad or self.variances.requires_grad:
+            object.__setattr__(self, "means", self.means.detach())
+            object.__setattr__(self, "variances", self.variances.detach())
         defects = find_defects(self.means, self.variances, limit=1)
         if defects:
             raise InvalidGaussiansError(str(defects[0]), row=defects[0].row, component=defects[0].component)
@@ -63,8 +64,10 @@ class Gaussians:
         InvalidGaussiansError unless the arrays have that many columns.
         """
         mean, variance = _as_tensor(means, "mean"), _as_tensor(variances, "variance")
-        dtype = torch.promote_types(mean.dtype, variance.dtype)
-        gaussians = cls(mean.to(dtype), variance.to(dtype))
+        if mean.dtype != variance.dtype:
+            dtype = torch.promote_types(mean.dtype, variance.dtype)
+            mean, variance = mean.to(dtype), variance.to(dtype)
+        gaussians = cls(mean, variance)
         if k is not None:
             gaussians.require_dimensions(k)
         return gaussians
@@ -164,7 +167,7 @@ def _extremes(tensor: Tensor) -> tuple[float, float]:
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
         # On one core NumPy is as fast as torch, and it does not wait for another core that may be busy.
         array = tensor.numpy()
-        return float(array.min()), float(array.max())
+        return float(np.minimum.reduce(array, axis=None)), float(np.maximum.reduce(array, axis=None))
     low, high = torch.aminmax(tensor)
     return float(low), float(high)
 

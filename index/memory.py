@@ -7,6 +7,7 @@ import torch
 
 from index.errors import InsufficientMemoryError
 from index.manifest import Manifest
+from index.scanning import SCANNED
 
 __all__ = ["available_memory", "require_memory"]
 
@@ -34,12 +35,15 @@ def _page_cache() -> int:
 def require_memory(manifest: Manifest, path: Path, device: torch.device, *, copies: int = 1) -> None:
     """Raises InsufficientMemoryError, naming both sizes, where the vectors of an index do not fit on the device.
 
-    `copies` is the number of processes that will each hold them.
+    `copies` is the number of processes that will each hold them. On a CPU a segment is read before it is folded.
     """
-    needed = 4 * manifest.encoding.width(manifest.k) * manifest.documents * copies
+    needed = 4 * SCANNED.width(manifest.k) * manifest.documents
+    if device.type == "cpu" and manifest.encoding is not SCANNED:
+        needed += 4 * manifest.encoding.width(manifest.k) * max(segment.documents for segment in manifest.segments)
+    needed *= copies
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > available:
         raise InsufficientMemoryError(
             f"the vectors of {path} take {needed / 2**30:.2f} GiB; {device} has {available / 2**30:.2f} GiB free: "
-            "use a machine with more memory, or build with --encoding folded, which takes a third less"
+            "use a machine with more memory"
         )

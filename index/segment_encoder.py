@@ -1,18 +1,18 @@
 """The documents of one segment, encoded straight into FAISS's memory on all cores or on a GPU."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from index.cores import one_core_each
 from index.encoding import Encoding, Standardisation, encode_documents
 from index.errors import InvalidGaussiansError
 from index.gaussians import Gaussians
-from index.vectors import FlatVectors, available_cores
+from index.vectors import FlatVectors
 
 __all__ = ["encode_segment"]
 
@@ -49,7 +49,7 @@ def encode_segment(
         advance(len(part))
         return _largest_norm(target)
 
-    with _one_core_each() if device.type == "cpu" else ThreadPoolExecutor(1) as pool:
+    with one_core_each() if device.type == "cpu" else ThreadPoolExecutor(1) as pool:
         norms = list(pool.map(encode_rows, range(0, documents, ENCODE_ROWS)))
     return vectors, max(norms)
 
@@ -61,18 +61,3 @@ def _largest_norm(vectors: torch.Tensor) -> float:
         return largest
     # The square of a large float32 is not one; float64 takes seven times as long, and holds it.
     return float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).max())
-
-
-@contextlib.contextmanager
-def _one_core_each() -> Iterator[ThreadPoolExecutor]:
-    """A thread per core in which torch keeps to that core.
-
-    Blocks of rows share the cores out better than torch's own threads do, which meet after every operation: on two
-    cores of which one was busy with something else, a build took a third of the time.
-    """
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)

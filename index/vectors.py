@@ -6,7 +6,6 @@ can fail without an error and never syncs; GPU indexes take k up to 2048 and are
 
 import contextlib
 import importlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from index.cores import available_cores
 from index.durable import checksummed
+from index.encoding import Encoding, fold_documents
 from index.errors import CorruptIndexError, DeviceUnavailableError
 from index.manifest import FileEntry
 
-__all__ = ["FlatVectors", "GpuResources", "available_cores", "matrix_products", "resolve_device", "set_threads"]
+__all__ = ["FlatVectors", "GpuResources", "matrix_products", "resolve_device", "set_threads"]
 
 GPU_RESULT_LIMIT = 2048
 """The most results per query that FAISS's GPU indexes give."""
@@ -62,12 +63,6 @@ def resolve_device(device: str) -> torch.device:
 def set_threads(threads: int | None) -> None:
     """Sets the number of OpenMP threads that FAISS uses when called from this thread; None is one per core."""
     faiss.omp_set_num_threads(threads or available_cores())
-
-
-def available_cores() -> int:
-    """Cores that this process may run on; Linux knows, elsewhere it is all that there are."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -142,6 +137,14 @@ class FlatVectors:
         with checksummed(path) as file:
             faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write, _WRITE_BLOCK))  # type: ignore[attr-defined]
         return file.entry
+
+    def folded(self, encoding: Encoding, k: int) -> "FlatVectors":
+        """The same documents under the folded encoding; these are k-dimensional, under `encoding`, and on the CPU."""
+        if encoding is Encoding.FOLDED:
+            return self
+        vectors, memory = FlatVectors.preallocate(len(self), Encoding.FOLDED.width(k))
+        fold_documents(torch.from_numpy(self._memory()), encoding, out=memory)
+        return vectors
 
     def on(self, resources: GpuResources) -> "FlatVectors":
         """The same vectors on a GPU."""

@@ -6,7 +6,7 @@ import math
 import time
 
 from index import GaussearchError, Gaussians, IndexDirectory, LocalSearcher, Searcher
-from index.vectors import available_cores
+from index.cores import available_cores
 from service.metrics import Metrics
 from service.problems import NotReadyError
 from service.settings import ServiceSettings

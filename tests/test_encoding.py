@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from index import Encoding, Gaussians, Standardisation, encode_documents, encode_queries, negative_kl
-from index.encoding import query_constant
+from index.encoding import fold_documents, query_constant
 from tests.oracles import (
     Array,
     exact_products,
@@ -129,3 +129,34 @@ def test_folding_adds_the_two_blocks(gaussians: Gaussians, data: st.DataObject) 
     )
     assert torch.equal(queries[:, 1 : k + 1] + queries[:, k + 1 : 2 * k + 1], folded[:, 1 : k + 1])
     assert torch.equal(queries[:, 2 * k + 1 :], folded[:, k + 1 :])
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+def test_folded_vectors_are_those_that_would_have_been_encoded(encoding: Encoding) -> None:
+    out = torch.full((1, 5), torch.nan, dtype=torch.float64)
+    fold_documents(torch.tensor([DOCUMENT_VECTORS[encoding]], dtype=torch.float64), encoding, out=out)
+    assert out.tolist() == [DOCUMENT_VECTORS[Encoding.FOLDED]]
+
+
+@given(gaussians=mixed_gaussians(), encoding=st.sampled_from(Encoding), data=st.data())
+def test_folding_and_encoding_give_the_same_bits(gaussians: Gaussians, encoding: Encoding, data: st.DataObject) -> None:
+    by = data.draw(st.none() | standardisations(gaussians.k))
+    folded = in_float64(encode_documents, gaussians, Encoding.FOLDED, by)
+    out = torch.empty_like(folded)
+    fold_documents(in_float64(encode_documents, gaussians, encoding, by), encoding, out=out)
+    assert torch.equal(out, folded)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "out"),
+    [
+        (torch.zeros(2, 8), torch.zeros(2, 5)),
+        (torch.zeros(2, 7), torch.zeros(1, 5)),
+        (torch.zeros(2, 7), torch.zeros(2, 7)),
+        (torch.zeros(2, 7), torch.zeros(2, 5).double()),
+    ],
+    ids=["another encoding", "other rows", "another width", "another precision"],
+)
+def test_what_cannot_be_folded_is_refused(vectors: torch.Tensor, out: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="cannot be folded"):
+        fold_documents(vectors, Encoding.SIMPLIFIED, out=out)

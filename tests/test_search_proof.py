@@ -156,12 +156,17 @@ def test_memory_is_bounded_however_many_candidates_are_rescored(
     assert peak < everything / 2
 
 
+@pytest.mark.parametrize(
+    ("encoding", "numbers"),
+    # Of other encodings a segment is read, here of 60 documents, before it is folded.
+    [(Encoding.FOLDED, 100 * 17), (Encoding.SIMPLIFIED, 100 * 17 + 60 * 25), (Encoding.FULL, 100 * 17 + 60 * 26)],
+)
 @pytest.mark.parametrize(("missing", "fits"), [(1, False), (0, True)])
 def test_an_index_that_does_not_fit_into_memory_is_refused_before_it_is_read(
-    make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, missing: int, fits: bool
+    make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, encoding: Encoding, numbers: int, missing: int, fits: bool
 ) -> None:
-    directory = make_index(random_gaussians(100, 8), encoding=Encoding.FOLDED)
-    needed = 100 * (2 * 8 + 1) * 4
+    directory = make_index(random_gaussians(100, 8), encoding=encoding, segment_docs=60)
+    needed = 4 * numbers
     monkeypatch.setattr(index.memory, "available_memory", lambda: needed - missing)
     if fits:
         assert len(LocalSearcher(directory, device="cpu")) == 100
