@@ -46,20 +46,26 @@ def _all_results(found: Found, queries: Gaussians, options: SearchOptions, leave
         kept = ranking.without(leave_out).top(options.top_k)
         if options.min_score is not None:
             kept = kept.top(int((kept.scores >= options.min_score).sum()))
-        results.append(_results(found.searcher, queries[row : row + 1], kept, options))
+        shown = _results(found, kept, options)
+        if options.explain:
+            explanations = found.searcher.explain(queries[row : row + 1], kept.documents)
+            for result, explanation in zip(shown, explanations, strict=True):
+                result["explanation"] = explanation
+        results.append(shown)
     return results
 
 
-def _results(searcher: Searcher, query: Gaussians, ranking: Ranking, options: SearchOptions) -> Results:
+def _results(found: Found, ranking: Ranking, options: SearchOptions) -> Results:
     pairs = zip(ranking.ids, ranking.scores.tolist(), strict=True)
-    results: Results = [{"id": name, "score": score} for name, score in pairs]
-    if options.with_payload:
-        for result, payload in zip(results, searcher.payloads(ranking.documents), strict=True):
-            result["payload"] = payload
-    if options.explain:
-        for result, explanation in zip(results, searcher.explain(query, ranking.documents), strict=True):
-            result["explanation"] = explanation
-    return results
+    if not options.with_payload:
+        return [{"id": name, "score": score} for name, score in pairs]
+    if found.payloads:
+        payloads = [found.payloads[number] for number in ranking.documents.tolist()]
+    else:
+        payloads = found.searcher.payloads(ranking.documents)
+    return [
+        {"id": name, "score": score, "payload": payload} for (name, score), payload in zip(pairs, payloads, strict=True)
+    ]
 
 
 def _plain(value: object) -> object:

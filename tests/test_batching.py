@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from index import GaussearchError, Gaussians, Ranking, Searcher
+from index.documents import Numbers
 from index.errors import InvalidGaussiansError
 from index.searcher import Stop
-from service.batching import Batcher, Found
+from service.batching import FETCHED_TOGETHER, Batcher, Found
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
 from tests.serving import PATIENCE, wait_until
@@ -36,6 +37,7 @@ class FakeSearcher:
         self.manifest = SimpleNamespace(k=2, documents=100)
         self.gate = threading.Event()
         self.calls: list[tuple[list[float], int, int | None]] = []
+        self.fetched: list[list[int]] = []
         self.error: Exception | None = None
 
     def search(
@@ -53,6 +55,10 @@ class FakeSearcher:
             for value in values
         ]
 
+    def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
+        self.fetched.append(documents.tolist())
+        return [{"place": place} for place in documents.tolist()]
+
 
 class Bench:
     """A batcher, its searcher and its metrics."""
@@ -66,9 +72,15 @@ class Bench:
         self.batcher.start()
 
     def submit(
-        self, queries: Gaussians, top_k: int = 1, candidates: int | None = None, deadline: float = FAR
+        self,
+        queries: Gaussians,
+        top_k: int = 1,
+        candidates: int | None = None,
+        deadline: float = FAR,
+        *,
+        with_payload: bool = False,
     ) -> "asyncio.Future[Found]":
-        return self.batcher.submit(queries, top_k, candidates, deadline)
+        return self.batcher.submit(queries, top_k, candidates, deadline, with_payload=with_payload)
 
     async def occupied(self) -> "asyncio.Future[Found]":
         """Has the search thread begin a search of query 0, which lasts until the gate is opened."""
@@ -139,6 +151,83 @@ def test_what_arrives_during_a_search_is_searched_together_by_rows(bench: Open) 
         assert b.number("gaussearch_batch_rows_count") == 5
         assert b.number("gaussearch_search_seconds_count") == 5
         assert b.number("gaussearch_scanned_documents_total") == 1700
+
+    run(scenario())
+
+
+async def after_a_search_of(seconds: float, b: Bench) -> None:
+    """Has the batcher just searched for that long, so that it is willing to wait for a share of it."""
+    first = await b.occupied()
+    await asyncio.sleep(seconds)
+    b.searcher.gate.set()
+    await first
+    b.searcher.calls.clear()
+
+
+def test_queries_of_successive_rounds_of_the_loop_are_searched_together(bench: Open) -> None:
+    async def scenario() -> None:
+        b = bench(max_rows=100)
+        await after_a_search_of(1.0, b)
+        waiting = []
+        for value in range(50):
+            waiting.append(b.submit(query(value)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        assert [call[0] for call in b.searcher.calls] == [list(range(50))]
+
+    run(scenario())
+
+
+def test_a_loop_that_is_never_quiet_is_waited_for_for_a_limited_time(bench: Open) -> None:
+    async def scenario() -> None:
+        b = bench(max_rows=10**9, queue_rows=10**9)
+        await after_a_search_of(0.2, b)
+        started, waiting = time.monotonic(), []
+        while not b.searcher.calls and time.monotonic() - started < PATIENCE / 2:
+            waiting.append(b.submit(query(1)))
+            await asyncio.sleep(0)
+        assert b.searcher.calls
+        await asyncio.gather(*waiting)
+
+    run(scenario())
+
+
+def test_those_who_have_just_been_answered_may_ask_again_before_the_next_search(bench: Open) -> None:
+    async def scenario() -> None:
+        b = bench(max_rows=100)
+
+        async def ask_twice(value: float) -> None:
+            await b.submit(query(value))
+            await b.submit(query(value + 0.5))
+
+        first = await b.occupied()
+        clients = [asyncio.create_task(ask_twice(value)) for value in (1, 2)]
+        await asyncio.sleep(0.2)
+        clients += [asyncio.create_task(ask_twice(3))]
+        await asyncio.sleep(0)
+        b.searcher.gate.set()
+        await asyncio.gather(first, *clients)
+        assert [call[0] for call in b.searcher.calls] == [[0], [1, 2, 3], [1.5, 2.5, 3.5]]
+
+    run(scenario())
+
+
+def test_payloads_of_a_batch_are_fetched_together_for_those_who_want_few(bench: Open) -> None:
+    async def scenario() -> None:
+        b = bench()
+        first = await b.occupied()
+        futures = [
+            b.submit(query(1), top_k=2, with_payload=True),
+            b.submit(query(2), top_k=3, with_payload=False),
+            b.submit(query(3, 4), top_k=FETCHED_TOGETHER // 2, with_payload=True),
+            b.submit(query(5), top_k=FETCHED_TOGETHER + 1, with_payload=True),
+        ]
+        b.searcher.gate.set()
+        found = await asyncio.gather(first, *futures)
+        # Each document once, however many results it is in.
+        assert b.searcher.fetched == [list(range(FETCHED_TOGETHER // 2))]
+        assert found[0].payloads == {}
+        assert {found[1].payloads[number]["place"] for number in (0, 1)} == {0, 1}
 
     run(scenario())
 
