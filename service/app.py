@@ -59,8 +59,8 @@ def create_app(
         title="Gaussearch", version=version, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False
     )
     app.state.gaussearch = state
-    app.include_router(v1)
-    app.include_router(operations)
+    # Their routes rather than the routers: include_router matches every request twice, once for the router.
+    app.router.routes.extend([*v1.routes, *operations.routes])
     app.add_middleware(RequestLog, metrics=metrics)
     for kind, handler in {
         GaussearchError: _on_error,

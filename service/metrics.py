@@ -66,8 +66,19 @@ class Metrics:
         self.reload_failures = Counter(
             "gaussearch_index_reload_failures", "New generations refused.", registry=registry
         )
+        # prometheus_client looks labels up behind a lock, which takes longer than counting.
+        self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts one request and the time it took."""
+        key = (route, method, status)
+        if key not in self._by_request:
+            self._by_request[key] = (self.requests.labels(route, method, str(status)), self.seconds.labels(route))
+        requests, durations = self._by_request[key]
+        requests.inc()
+        durations.observe(seconds)
 
     def batch(self, rows: int, documents: int, seconds: float) -> None:
         """Counts one search of `rows` queries over `documents` documents."""

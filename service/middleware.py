@@ -1,8 +1,8 @@
 """Gives each request an id, counts it and writes one log line about it. Plain ASGI: it adds microseconds."""
 
 import logging
+import random
 import re
-import secrets
 import time
 from urllib.parse import quote
 
@@ -33,7 +33,8 @@ class RequestLog:
         started = time.perf_counter()
         request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         if not _ACCEPTABLE_ID.fullmatch(request_id):
-            request_id = secrets.token_hex(8).encode()
+            # Unique, not secret: the system's own random numbers would be a call to the kernel for every request.
+            request_id = b"%016x" % random.getrandbits(64)
         scope["request_id"] = request_id.decode()
         status = 500
 
@@ -52,8 +53,7 @@ class RequestLog:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's template, so that ids in paths do not make a time series each.
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.requests.labels(route, scope["method"], str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.request(route, scope["method"], status, seconds)
         level = logging.DEBUG if route in _QUIET else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 import time
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -109,18 +109,26 @@ async def wait_for(future: "asyncio.Future[Found]", request: Request, deadline: 
 
     Raises DeadlineExceededError or ClientDisconnect.
     """
-    gone = asyncio.ensure_future(_disconnected(request))
-    either: set[asyncio.Future[Any]] = {future, gone}
+    loop = asyncio.get_running_loop()
+    # A task and a timer that end the one future that is awaited: asyncio.wait, which waits for several, takes longer.
+    gone = loop.create_task(_disconnected(request))
+    gone.add_done_callback(lambda _: future.cancel())
+    late = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
     try:
-        await asyncio.wait(either, timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
-        if future.done():
-            return future.result()
+        return await future
+    except asyncio.CancelledError:
         if gone.done():
-            raise ClientDisconnect
-        raise DeadlineExceededError("the deadline passed before the search was done")
+            raise ClientDisconnect from None
+        raise
     finally:
+        late.cancel()
         gone.cancel()
         future.cancel()
+
+
+def _expire(future: "asyncio.Future[Found]") -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceededError("the deadline passed before the search was done"))
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,9 +1,11 @@
 """The HTTP routes: a request becomes Gaussians, goes through the batcher, and its documents come back as JSON."""
 
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -58,8 +60,26 @@ _TIMEOUT = {
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
-v1 = APIRouter(prefix="/v1", tags=["search"])
-operations = APIRouter(tags=["operations"])
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint takes the request and the parameters of its path, and nothing else from FastAPI.
+
+    Working out that there are no dependencies to inject took a sixth of a search's time outside the search.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint itself."""
+        endpoint = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            response: Response = await endpoint(request, **request.path_params)
+            return response
+
+        return handle
+
+
+v1 = APIRouter(prefix="/v1", tags=["search"], route_class=DirectRoute)
+operations = APIRouter(tags=["operations"], route_class=DirectRoute)
 
 
 def _body(model: type, *, required: bool = True) -> dict[str, Any]:
@@ -249,5 +269,6 @@ async def _search(
     _within("candidates", options.candidates or 0, state.settings.max_candidates)
     _within("queries times top_k", len(queries) * options.top_k, state.settings.max_results)
     top_k = options.top_k + (leave_out is not None)
-    found = await wait_for(state.batcher.submit(queries, top_k, options.candidates, deadline), request, deadline)
+    future = state.batcher.submit(queries, top_k, options.candidates, deadline, with_payload=options.with_payload)
+    found = await wait_for(future, request, deadline)
     return found.searcher, await results_of(found, queries, options, leave_out)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -304,7 +305,7 @@ def gaussians_of(queries: list[QueryGaussian], k: int) -> Gaussians:
             variances[row] = _decode(query.variance or [], "variance", row, k)
         else:
             variances[row] = _exponential(_decode(query.logvar, "logvar", row, k), row)
-    return Gaussians.from_arrays(means, variances)
+    return Gaussians(torch.from_numpy(means), torch.from_numpy(variances))
 
 
 def _decode(vector: list[float] | str, name: str, row: int, k: int) -> npt.NDArray[np.floating]:

@@ -1,6 +1,7 @@
 """Runs the application under uvicorn: checks before the start, one process or several, an orderly end."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -112,6 +113,10 @@ def _prepare_process(settings: ServiceSettings) -> None:
     configure_logging(settings.log_level, settings.log_format)
     # torch only encodes queries here, a few numbers at a time; the cores are for FAISS and the event loop.
     torch.set_num_threads(1)
+    # What has been imported stays: looking through 200,000 such objects again takes 60 ms, during which nobody is
+    # answered.
+    gc.collect()
+    gc.freeze()
 
 
 def _uvicorn_options(settings: ServiceSettings) -> dict[str, Any]:
