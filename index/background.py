@@ -1,37 +1,44 @@
-"""Disk work beside computing: one piece at a time, in a thread of its own, results in order."""
+"""Work on a few segments at a time, in threads, with the results in order."""
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Self, TypeVar
 
-__all__ = ["BackgroundWriter"]
+__all__ = ["SEGMENTS_AT_WORK", "BackgroundWork"]
+
+SEGMENTS_AT_WORK = 4
+"""On two cores, with one segment encoded and one written, the others are waited for on their way to the disk."""
 
 T = TypeVar("T")
 
 
-class BackgroundWriter(Generic[T]):
-    """Lets a build write, hash and sync one segment while it reads or encodes the next; so two are in memory at most.
+class BackgroundWork(Generic[T]):
+    """Lets a build read on while the segments read before are encoded, hashed, written and synced.
 
-    A context manager; leaving it waits for the work under way.
+    Takes `SEGMENTS_AT_WORK` segments at a time, which are what it holds in memory. A context manager; leaving it waits
+    for the work under way and drops what has not begun.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gaussearch-writer")
-        self._pending: Future[T] | None = None
+        self._threads = ThreadPoolExecutor(SEGMENTS_AT_WORK, thread_name_prefix="gaussearch-segment")
+        self._pending: deque[Future[T]] = deque()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
+        self._threads.shutdown(cancel_futures=True)
 
     def submit(self, work: Callable[..., T], *arguments: object) -> list[T]:
-        """Waits for the work under way, starts this one, and returns the result of the former, if there was any."""
-        before = self.finish()
-        self._pending = self._thread.submit(work, *arguments)
-        return before
+        """Starts this work, once there is a thread for it, and returns the results that had to be waited for.
+
+        Raises what the work that was waited for raised.
+        """
+        done = [self._pending.popleft().result()] if len(self._pending) == SEGMENTS_AT_WORK else []
+        self._pending.append(self._threads.submit(work, *arguments))
+        return done
 
     def finish(self) -> list[T]:
-        """Waits for the work under way and returns its result, or nothing; raises what it raised."""
-        pending, self._pending = self._pending, None
-        return [] if pending is None else [pending.result()]
+        """Waits for all work under way and returns its results; raises what the first that failed raised."""
+        return [self._pending.popleft().result() for _ in range(len(self._pending))]

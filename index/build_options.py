@@ -22,7 +22,7 @@ class BuildOptions(BaseModel):
     ] = Encoding.SIMPLIFIED
     segment_docs: Annotated[
         int, Field(ge=1, le=10_000_000, description="Documents per segment, which bounds a build's memory.")
-    ] = 100_000
+    ] = 25_000
     device: Annotated[str, Field(description="Where to encode: auto, cpu, cuda or cuda:N.")] = "auto"
     id_column: Annotated[str, Field(description="Column of the document ids, strings or integers.")] = "id"
     mean_column: Annotated[str, Field(description="Column of the means, k numbers each.")] = "mean"

@@ -1,10 +1,10 @@
-"""The batch build: a corpus in, a published index out, in memory bounded by a segment or two.
+"""The batch build: a corpus in, a published index out, in memory bounded by a few segments.
 
 The corpus is hashed, so that a resumed build knows it again, and then read once. Reading cuts it into segments, checks
 it and fits the standardisation; then each segment is encoded straight into FAISS's memory, on the GPU where there is
 one; then the index is published in one step. Every finished segment is on disk and listed in `staging/`, so that the
-same command goes on where a killed build stopped. While one segment is written, hashed and synced, the next is read or
-encoded.
+same command goes on where a killed build stopped. While a segment is written, hashed and synced, the next ones are read
+or encoded (index.background).
 """
 
 import datetime
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from index.background import BackgroundWriter
+from index.background import BackgroundWork
 from index.build_options import BuildOptions
 from index.duplicates import read_ids, require_unique_ids
 from index.durable import write_atomically
@@ -33,12 +34,12 @@ from index.manifest import (
     SourceRecord,
     StandardisationRecord,
 )
-from index.segment_encoder import encode_segment
+from index.segment_encoder import SegmentEncoder
 from index.segments import complete_segment, find_segment
 from index.sources import Columns, Corpus, RejectedRows, SourceBatch
 from index.staging import BuildPlan, ReadSegment, Staging
 from index.storage import IndexDirectory
-from index.vectors import FlatVectors, resolve_device
+from index.vectors import resolve_device
 
 __all__ = ["BuildOptions", "BuildSummary", "Progress", "build_index"]
 
@@ -189,12 +190,12 @@ class _Build:
         skipping = self.plan.on_error == "skip"
         if skipping:
             _truncate(self.rejected.path, segments[-1].rejected_bytes if segments else 0)
-        with self.rejected if skipping else nullcontext(), BackgroundWriter[ReadSegment]() as writer:
+        with self.rejected if skipping else nullcontext(), BackgroundWork[ReadSegment]() as work:
             start = segments[-1].next_record if segments else (0, 0)
             for ordinal, (batches, next_record) in enumerate(self._cut(start), start=len(segments)):
                 so_far = (earlier + self.rejected.count, self.rejected.path.stat().st_size if skipping else 0)
-                segments += writer.submit(staging.add_segment, ordinal, batches, next_record, so_far)
-            segments += writer.finish()
+                segments += work.submit(staging.add_segment, ordinal, batches, next_record, so_far)
+            segments += work.finish()
         if _stamps(self.corpus) != self.stamps:
             raise SourceError("the corpus was changed while it was read; build it again when it no longer changes")
         if not segments:
@@ -225,27 +226,31 @@ class _Build:
     ) -> list[SegmentEntry]:
         """Makes the segments that have been read complete, but for those that an earlier run has completed."""
         entries: list[SegmentEntry] = []
-        with BackgroundWriter[SegmentEntry]() as writer:
+        with (
+            SegmentEncoder(self.plan.encoding, standardisation, self.device) as encoder,
+            BackgroundWork[SegmentEntry]() as work,
+        ):
             for ordinal, segment in enumerate(segments):
                 folder = staging.folder(ordinal)
-                finished = find_segment(folder, segment.documents)
-                if finished is not None:
-                    entries += [*writer.finish(), finished]
-                    self.progress.advance(segment.documents)
-                    continue
+                # Here and not in the threads: NumPy parses the header as Python, in which CPython 3.11 fails now and
+                # then when two threads do it (SystemError: AST constructor recursion depth mismatch).
                 gaussians = np.load(folder / "gaussians.npy", mmap_mode="r", allow_pickle=False)
-                try:
-                    vectors, max_norm = encode_segment(
-                        gaussians, self.plan.encoding, standardisation, self.device, self.progress.advance
-                    )
-                except InvalidGaussiansError as error:
-                    raise self._not_encodable(folder, error) from error
-                entries += writer.submit(self._complete, folder, segment, vectors, max_norm)
-            entries += writer.finish()
+                entries += work.submit(self._complete, folder, segment, gaussians, encoder)
+            entries += work.finish()
         return entries
 
-    def _complete(self, folder: Path, segment: ReadSegment, vectors: FlatVectors, max_norm: float) -> SegmentEntry:
+    def _complete(
+        self, folder: Path, segment: ReadSegment, gaussians: npt.NDArray[np.float32], encoder: SegmentEncoder
+    ) -> SegmentEntry:
         """Writes a segment's vectors, and then the manifest that makes it whole."""
+        finished = find_segment(folder, segment.documents)
+        if finished is not None:
+            self.progress.advance(segment.documents)
+            return finished
+        try:
+            vectors, max_norm = encoder.encode(gaussians, self.progress.advance)
+        except InvalidGaussiansError as error:
+            raise self._not_encodable(folder, error) from error
         return complete_segment(
             folder,
             SegmentManifest(

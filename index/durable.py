@@ -3,13 +3,21 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from blake3 import blake3
+
 from index.manifest import FileEntry
 
-__all__ = ["ChecksummedFile", "checksummed", "fsync_directory", "measure", "write_atomically"]
+__all__ = ["ChecksummedFile", "checksum", "checksummed", "fsync_directory", "measure", "write_atomically"]
+
+
+def checksum(data: bytes) -> str:
+    """BLAKE3 in hexadecimal: as safe as SHA-256 and five times as fast, even where the processor has instructions for
+    SHA-256. Builds, verification and the start of a service wait for it; `b3sum` computes it, too."""
+    return blake3(data).hexdigest()
 
 
 class ChecksummedFile:
@@ -17,7 +25,7 @@ class ChecksummedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._hash = hashlib.sha256()
+        self._hash = blake3()
         self._bytes = 0
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:
@@ -40,7 +48,7 @@ class ChecksummedFile:
     @property
     def entry(self) -> FileEntry:
         """Size and checksum of what has been written."""
-        return FileEntry(bytes=self._bytes, sha256=self._hash.hexdigest())
+        return FileEntry(bytes=self._bytes, blake3=self._hash.hexdigest())
 
 
 @contextlib.contextmanager
@@ -55,8 +63,8 @@ def checksummed(path: Path) -> Iterator[ChecksummedFile]:
 def measure(path: Path) -> FileEntry:
     """Size and checksum of a file as it is on disk now."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(cast("hashlib._BytesIOLike", file), "sha256")
-        return FileEntry(bytes=file.tell(), sha256=digest.hexdigest())
+        digest = hashlib.file_digest(cast("hashlib._BytesIOLike", file), cast("Callable[[], hashlib._Hash]", blake3))
+        return FileEntry(bytes=file.tell(), blake3=digest.hexdigest())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

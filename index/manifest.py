@@ -17,7 +17,7 @@ __all__ = ["FORMAT_VERSION", "FileEntry", "Manifest", "SegmentEntry", "SegmentMa
 FORMAT_VERSION: Final = 1
 """Raised whenever an older release could misread what a newer one writes."""
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SegmentId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}$")]
 SEGMENT_FILES = frozenset({"vectors.faiss", "gaussians.npy", "ids.arrow", "payload.arrow"})
 
@@ -30,7 +30,7 @@ class FileEntry(_Strict):
     """Size and checksum of one file."""
 
     bytes: NonNegativeInt
-    sha256: Sha256
+    blake3: Blake3
 
 
 class SegmentManifest(_Strict):
@@ -52,12 +52,12 @@ class SegmentManifest(_Strict):
 
 
 class SegmentEntry(_Strict):
-    """A segment as its index refers to it; `sha256` is that of its segment.json, `bytes` the sum of its files."""
+    """A segment as its index refers to it; `blake3` is that of its segment.json, `bytes` the sum of its files."""
 
     id: SegmentId
     documents: PositiveInt
     bytes: PositiveInt
-    sha256: Sha256
+    blake3: Blake3
 
 
 class StandardisationRecord(_Strict):
@@ -85,7 +85,7 @@ class SourceRecord(_Strict):
     `rejected` counts the rows that were left out.
     """
 
-    corpus: Sha256
+    corpus: Blake3
     plan: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     files: list[str]
     rejected: NonNegativeInt

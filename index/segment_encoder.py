@@ -1,8 +1,10 @@
-"""The documents of one segment, encoded straight into FAISS's memory on all cores or on a GPU."""
+"""The documents of a segment, encoded straight into FAISS's memory on all cores or on a GPU."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,44 +16,63 @@ from index.errors import InvalidGaussiansError
 from index.gaussians import Gaussians
 from index.vectors import FlatVectors
 
-__all__ = ["encode_segment"]
+__all__ = ["SegmentEncoder"]
 
 ENCODE_ROWS = 1 << 13
 """Documents that one thread encodes, or that are taken to the GPU, at a time."""
 
 
-def encode_segment(
-    gaussians: npt.NDArray[np.float32],
-    encoding: Encoding,
-    standardisation: Standardisation,
-    device: torch.device,
-    advance: Callable[[int], None],
-) -> tuple[FlatVectors, float]:
-    """The vectors of documents (n, 2k), means | variances, and the largest L2 norm among them.
+class SegmentEncoder:
+    """Encodes documents into FAISS's memory, on all cores or on a GPU, for several segments at a time if asked to.
 
-    `advance` is told how many more documents are done. Raises InvalidGaussiansError with the row whose vector does not
-    fit float32.
+    A context manager, which holds the threads.
     """
-    documents, k = len(gaussians), gaussians.shape[1] // 2
-    vectors, memory = FlatVectors.preallocate(documents, encoding.width(k))
 
-    def encode_rows(start: int) -> float:
-        block = torch.from_numpy(np.array(gaussians[start : start + ENCODE_ROWS])).to(device)
-        target = memory[start : start + ENCODE_ROWS]
-        part = Gaussians(block[:, :k], block[:, k:])
+    def __init__(self, encoding: Encoding, standardisation: Standardisation, device: torch.device) -> None:
+        self._encoding = encoding
+        self._standardisation = standardisation
+        self._device = device
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        # On a GPU a thread of its own too, in which what is copied and what is computed keep their order.
+        threads = one_core_each() if self._device.type == "cpu" else ThreadPoolExecutor(1)
+        self._pool = self._held.enter_context(threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def encode(self, gaussians: npt.NDArray[np.float32], advance: Callable[[int], None]) -> tuple[FlatVectors, float]:
+        """The vectors of documents (n, 2k), means | variances, and the largest L2 norm among them.
+
+        `advance` is told how many more documents are done. Raises InvalidGaussiansError with the row whose vector does
+        not fit float32.
+        """
+        documents, k = len(gaussians), gaussians.shape[1] // 2
+        vectors, memory = FlatVectors.preallocate(documents, self._encoding.width(k))
+
+        def encode_rows(start: int) -> float:
+            rows = slice(start, start + ENCODE_ROWS)
+            norm = self._encode_rows(gaussians[rows], memory[rows], start)
+            advance(len(gaussians[rows]))
+            return norm
+
+        return vectors, max(self._pool.map(encode_rows, range(0, documents, ENCODE_ROWS)))
+
+    def _encode_rows(self, gaussians: npt.NDArray[np.float32], out: torch.Tensor, first_row: int) -> float:
+        """Encodes rows, numbered from `first_row` on in errors, into `out`, and returns their largest norm."""
+        k = gaussians.shape[1] // 2
+        block = torch.from_numpy(np.array(gaussians)).to(self._device)
+        documents = Gaussians(block[:, :k], block[:, k:])
         try:
-            if device.type == "cpu":
-                encode_documents(part, encoding, standardisation, out=target)
+            if self._device.type == "cpu":
+                encode_documents(documents, self._encoding, self._standardisation, out=out)
             else:
-                target.copy_(encode_documents(part, encoding, standardisation))
+                out.copy_(encode_documents(documents, self._encoding, self._standardisation))
         except InvalidGaussiansError as error:
-            raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
-        advance(len(part))
-        return _largest_norm(target)
-
-    with one_core_each() if device.type == "cpu" else ThreadPoolExecutor(1) as pool:
-        norms = list(pool.map(encode_rows, range(0, documents, ENCODE_ROWS)))
-    return vectors, max(norms)
+            raise InvalidGaussiansError(str(error), row=first_row + (error.row or 0)) from error
+        return _largest_norm(out)
 
 
 def _largest_norm(vectors: torch.Tensor) -> float:

@@ -5,10 +5,9 @@ segments/<id>/
   gaussians.npy     float32 (n, 2k): means | variances, memory-mapped, for exact scores
   ids.arrow         id (string) and order (uint32: row numbers in ascending order of id)
   payload.arrow     the source's other columns; absent where there are none
-  segment.json      index.manifest.SegmentManifest: counts, sizes and sha256 of the files above
+  segment.json      index.manifest.SegmentManifest: counts, sizes and BLAKE3 checksums of the files above
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from index.durable import checksummed, measure, write_atomically
+from index.durable import checksum, checksummed, measure, write_atomically
 from index.errors import CorruptIndexError
 from index.gaussians import Gaussians
 from index.manifest import FileEntry, SegmentEntry, SegmentManifest
@@ -138,9 +137,7 @@ def find_segment(folder: Path, documents: int) -> SegmentEntry | None:
 
 def _entry(manifest: SegmentManifest, data: bytes) -> SegmentEntry:
     size = sum(file.bytes for file in manifest.files.values())
-    return SegmentEntry(
-        id=manifest.id, documents=manifest.documents, bytes=size, sha256=hashlib.sha256(data).hexdigest()
-    )
+    return SegmentEntry(id=manifest.id, documents=manifest.documents, bytes=size, blake3=checksum(data))
 
 
 def verify_segment(folder: Path, entry: SegmentEntry) -> SegmentManifest:
@@ -175,7 +172,7 @@ def _read_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise CorruptIndexError(f"{path} is missing") from error
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+    if checksum(data) != entry.blake3:
         raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
     try:
         manifest = SegmentManifest.model_validate_json(data)

@@ -6,7 +6,6 @@ size, the pickle excepted.
 """
 
 import glob
-import hashlib
 import os
 import sys
 from bisect import bisect_left
@@ -20,6 +19,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from index.durable import checksum, measure
 from index.errors import InvalidOptionError, SourceError
 from index.formats import SUFFIXES, is_known, read
 from index.row_checks import RowChecker, id_column
@@ -55,7 +55,7 @@ class Corpus:
         self._rejected = rejected
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of every file's content in order, the columns and `variance_as`.
+        """BLAKE3, in hexadecimal, of every file's content in order, the columns and `variance_as`.
 
         Two corpora with one digest give the same batches, wherever their files lie. Reads every file once. Raises
         SourceError where a file cannot be read.
@@ -63,11 +63,10 @@ class Corpus:
         identity: list[object] = [*astuple(self.columns), self.variance_as]
         for file in self.files:
             try:
-                with file.open("rb") as content:
-                    identity.append(hashlib.file_digest(content, "sha256").hexdigest())
+                identity.append(measure(file).blake3)
             except OSError as error:
                 raise SourceError(f"{file}: cannot be read: {error}") from error
-        return hashlib.sha256(orjson.dumps(identity)).hexdigest()
+        return checksum(orjson.dumps(identity))
 
     def batches(
         self,

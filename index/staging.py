@@ -7,7 +7,6 @@ staging/
 segments/<id>/    the documents of those segments; unknown to any manifest until the build publishes
 """
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from index.durable import fsync_directory, measure, write_atomically
+from index.durable import checksum, fsync_directory, measure, write_atomically
 from index.encoding import Encoding, MomentAccumulator
 from index.errors import BuildError, SourceError
 from index.manifest import FileEntry
@@ -42,7 +41,7 @@ class BuildPlan(BaseModel):
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stand for the plan."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        return checksum(self.model_dump_json().encode())[:12]
 
 
 class _PlanFile(BaseModel):

@@ -1,7 +1,7 @@
 """The directory of an index: what lies where, how a generation is published, and how a reader gets hold of one.
 
     my-index/
-      CURRENT                     name and sha256 of the live manifest; replaced atomically
+      CURRENT                     name and checksum of the live manifest; replaced atomically
       manifests/00000007.json     one generation, immutable (index.manifest.Manifest)
       segments/<id>/              immutable once a manifest names it (index.segments)
       staging/                    what an unfinished build has done (index.staging); never read by a searcher
@@ -14,7 +14,6 @@ ones, and those that were never made live, are removed by the next publication.
 """
 
 import contextlib
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from index.durable import fsync_directory, write_atomically
+from index.durable import checksum, fsync_directory, write_atomically
 from index.errors import (
     CorruptIndexError,
     IndexLockedError,
@@ -35,7 +34,7 @@ from index.segments import Segment, open_segment, verify_segment
 
 __all__ = ["IndexDirectory"]
 
-_CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<sha256>[0-9a-f]{64})\n")
+_CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<checksum>[0-9a-f]{64})\n")
 _SEGMENT = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}")
 _MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
@@ -86,7 +85,7 @@ class IndexDirectory:
             raise CorruptIndexError(f"{self.current_file} does not name a manifest and its checksum")
         path = self.manifests / match["name"]
         data = _read(path)
-        if hashlib.sha256(data).hexdigest() != match["sha256"]:
+        if checksum(data) != match["checksum"]:
             raise CorruptIndexError(f"{path} does not match the checksum in {self.current_file}")
         return _parse_manifest(path, data)
 
@@ -148,7 +147,7 @@ class IndexDirectory:
         data = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = f"{manifest.generation:08d}.json"
         write_atomically(self.manifests / name, data)
-        write_atomically(self.current_file, f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+        write_atomically(self.current_file, f"{name} {checksum(data)}\n".encode())
         self.remove_unneeded()
 
     def remove_unneeded(self) -> None:

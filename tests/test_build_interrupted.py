@@ -45,7 +45,9 @@ def tries(tmp_path_factory: pytest.TempPathFactory) -> Tries:
 
 def content(files: dict[str, str]) -> dict[str, str]:
     """The files that say what was built: not the lock, nor the manifest and CURRENT, which hold a time."""
-    return {name: sha256 for name, sha256 in files.items() if name.startswith("segments/") or name == "rejected.jsonl"}
+    return {
+        name: checksum for name, checksum in files.items() if name.startswith("segments/") or name == "rejected.jsonl"
+    }
 
 
 def assert_recovered(expected: dict[str, Any], tried: dict[str, Any]) -> None:
@@ -54,13 +56,14 @@ def assert_recovered(expected: dict[str, Any], tried: dict[str, Any]) -> None:
     before = {1: live, 2: whole}[left["generation"]]
     assert left["ranking"] == before["ranking"]
     if before is live:
-        kept = {name: sha256 for name, sha256 in live["files"].items() if name != "rejected.jsonl"}
+        kept = {name: checksum for name, checksum in live["files"].items() if name != "rejected.jsonl"}
         assert kept.items() <= left["files"].items()
     others = ("staging/plan.json", "staging/rejected.jsonl")
     records = [name for name in left["files"] if name.startswith("staging/") and name not in others]
-    whole_records = [name for name in records if not name.endswith(".tmp")]
-    # 8 good documents in segments of 4.
-    assert again == {"resumed": 0 if before is whole else 4 * len(whole_records), "up_to_date": before is whole}
+    # 8 good documents in segments of 4; of the second nothing is used while the first is not whole.
+    whole_records = [f"staging/{ordinal:05d}.json" in records for ordinal in range(2)]
+    resumed = 4 * (whole_records[0] + all(whole_records))
+    assert again == {"resumed": 0 if before is whole else resumed, "up_to_date": before is whole}
     assert (end["generation"], end["ranking"]) == (2, whole["ranking"])
     assert content(end["files"]) == content(whole["files"])
     if before is live:
@@ -86,8 +89,10 @@ def test_a_build_resumes_after_an_interruption_at_any_moment(
     assert through["outcome"] == {"resumed": 0, "up_to_date": False}
     assert all(failed(tried["outcome"], error) for tried in interrupted)
     assert len(interrupted) >= least
-    # The interruptions reached every stage: nothing read, some segments read, all of them.
-    assert {tried["again"]["resumed"] for tried in interrupted} == {0, 4, 8}
+    # The interruptions reached every stage: nothing read, some segments read, all of them. Where two are worked on at a
+    # time, they may well be done at the same one.
+    stages = {tried["again"]["resumed"] for tried in interrupted}
+    assert stages | {4} == {0, 4, 8} if how == "kill" else stages == {0, 4, 8}
 
 
 def test_a_build_killed_just_after_it_published_has_nothing_left_to_do(tries: Tries) -> None:

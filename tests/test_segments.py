@@ -1,7 +1,6 @@
 """The files of a segment: what they hold, and that whatever is done to one of them is noticed and named."""
 
 import gc
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from index import Encoding, IndexDirectory, LocalSearcher, encode_documents
+from index.durable import checksum
 from index.errors import CorruptIndexError
 from index.segments import Segment, find_segment
 from tests.conftest import MakeIndex, random_gaussians
@@ -44,16 +44,16 @@ def forge(directory: IndexDirectory, folder: Path, change: Callable[[Path], Any]
     segment = json.loads((folder / "segment.json").read_bytes())
     for name in segment["files"]:
         data = (folder / name).read_bytes()
-        segment["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        segment["files"][name] = {"bytes": len(data), "blake3": checksum(data)}
     data = json.dumps(segment).encode()
     (folder / "segment.json").write_bytes(data)
     path = directory.manifests / "00000001.json"
     manifest = json.loads(path.read_bytes())
     for entry in manifest["segments"]:
         if entry["id"] == folder.name:
-            entry["sha256"] = hashlib.sha256(data).hexdigest()
+            entry["blake3"] = checksum(data)
     path.write_text(json.dumps(manifest))
-    directory.current_file.write_text(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n")
+    directory.current_file.write_text(f"{path.name} {checksum(path.read_bytes())}\n")
 
 
 def assert_refused(directory: IndexDirectory, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Generations of an index directory: published in one step, kept while they may be needed, refused where damaged."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
-from index.durable import write_atomically
+from index.durable import checksum, write_atomically
 from index.errors import CorruptIndexError, IndexNotFoundError, UnsupportedFormatError
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 
@@ -26,7 +25,7 @@ def write_manifest(directory: IndexDirectory, data: bytes, name: str = "00000001
     """Replaces a manifest and makes CURRENT name it with the right checksum, so that its content is what is judged."""
     path = directory.manifests / name
     path.write_bytes(data)
-    directory.current_file.write_text(f"{name} {hashlib.sha256(data).hexdigest()}\n")
+    directory.current_file.write_text(f"{name} {checksum(data)}\n")
     return path
 
 
