@@ -1,16 +1,17 @@
 """The batch build: a corpus in, a published index out, in memory bounded by a few segments.
 
 The corpus is hashed, so that a resumed build knows it again, and then read once. Reading cuts it into segments, checks
-it and fits the standardisation; then each segment is encoded straight into FAISS's memory, on the GPU where there is
-one; then the index is published in one step. Every finished segment is on disk and listed in `staging/`, so that the
-same command goes on where a killed build stopped. While a segment is written, hashed and synced, the next ones are read
-or encoded (index.background).
+it and fits the standardisation; then each segment is encoded, on the GPU where there is one, into a FAISS index; then
+the index is published in one step. Every segment that has been read is listed in `staging/`, so that the same command
+goes on where a killed build stopped. While a segment is hashed and written, the next ones are read or encoded
+(index.background); what is written is synced behind their backs, and all of it before the index is published.
 """
 
 import datetime
 import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from index.background import BackgroundWork
 from index.build_options import BuildOptions
 from index.duplicates import read_ids, require_unique_ids
-from index.durable import write_atomically
+from index.durable import Syncer, write_atomically
 from index.encoding import MomentAccumulator, Standardisation
 from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
 from index.manifest import (
@@ -138,18 +139,29 @@ class _Build:
         self.rejected, self.rejected_to = rejected, rejected_to
         self.progress, self.device = progress, device
         self.resumed = 0
+        self.syncer = Syncer()
 
     def run(self, *, restart: bool) -> Manifest:
         staging = Staging.open(self.directory, self.plan, restart=restart)
+        with self.syncer:
+            manifest = self._build(staging)
+            self.syncer.finish()
+        self.directory.publish(manifest)
+        staging.discard()
+        return manifest
+
+    def _build(self, staging: Staging) -> Manifest:
         try:
             segments = self._read(staging)
-            require_unique_ids(self.corpus, [staging.folder(i) / "ids.arrow" for i in range(len(segments))])
             moments = MomentAccumulator(segments[0].k)
             for segment in segments:
                 moments.merge(segment.moments())
             standardisation = moments.standardisation()
             self.progress.phase("encoding", moments.count)
-            entries = self._encode(staging, segments, standardisation)
+            with ThreadPoolExecutor(1) as beside:
+                id_files = [staging.folder(ordinal) / "ids.arrow" for ordinal in range(len(segments))]
+                unique = beside.submit(require_unique_ids, self.corpus, id_files)
+                entries = self._encode(staging, segments, standardisation, unique)
             self._hand_over_rejected()
         except SourceError as error:
             # The same corpus would fail the same way: there is nothing to resume, unless it was the disk that failed.
@@ -158,7 +170,7 @@ class _Build:
                     self._hand_over_rejected()
                 staging.discard()
             raise
-        manifest = Manifest(
+        return Manifest(
             format_version=FORMAT_VERSION,
             generation=staging.generation,
             created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -176,9 +188,6 @@ class _Build:
                 rejected=segments[-1].rejected,
             ),
         )
-        self.directory.publish(manifest)
-        staging.discard()
-        return manifest
 
     def _read(self, staging: Staging) -> list[ReadSegment]:
         """Reads the corpus into staged segments, going on after those that are there."""
@@ -194,7 +203,7 @@ class _Build:
             start = segments[-1].next_record if segments else (0, 0)
             for ordinal, (batches, next_record) in enumerate(self._cut(start), start=len(segments)):
                 so_far = (earlier + self.rejected.count, self.rejected.path.stat().st_size if skipping else 0)
-                segments += work.submit(staging.add_segment, ordinal, batches, next_record, so_far)
+                segments += work.submit(staging.add_segment, ordinal, batches, next_record, so_far, self.syncer)
             segments += work.finish()
         if _stamps(self.corpus) != self.stamps:
             raise SourceError("the corpus was changed while it was read; build it again when it no longer changes")
@@ -222,21 +231,32 @@ class _Build:
             yield kept, (len(self.corpus.files), 0)
 
     def _encode(
-        self, staging: Staging, segments: list[ReadSegment], standardisation: Standardisation
+        self,
+        staging: Staging,
+        segments: list[ReadSegment],
+        standardisation: Standardisation,
+        unique: "Future[None]",
     ) -> list[SegmentEntry]:
-        """Makes the segments that have been read complete, but for those that an earlier run has completed."""
+        """Makes the segments that have been read complete, but for those that an earlier run has completed.
+
+        `unique` ends with an error where the ids are not: that ends this, too.
+        """
         entries: list[SegmentEntry] = []
         with (
             SegmentEncoder(self.plan.encoding, standardisation, self.device) as encoder,
             BackgroundWork[SegmentEntry]() as work,
         ):
             for ordinal, segment in enumerate(segments):
+                if unique.done():
+                    unique.result()
                 folder = staging.folder(ordinal)
                 # Here and not in the threads: NumPy parses the header as Python, in which CPython 3.11 fails now and
                 # then when two threads do it (SystemError: AST constructor recursion depth mismatch).
-                gaussians = np.load(folder / "gaussians.npy", mmap_mode="r", allow_pickle=False)
+                # Mapped for writing, in private, because torch takes no memory that it must not write to.
+                gaussians = np.load(folder / "gaussians.npy", mmap_mode="c", allow_pickle=False)
                 entries += work.submit(self._complete, folder, segment, gaussians, encoder)
             entries += work.finish()
+        unique.result()
         return entries
 
     def _complete(
@@ -248,10 +268,11 @@ class _Build:
             self.progress.advance(segment.documents)
             return finished
         try:
-            vectors, max_norm = encoder.encode(gaussians, self.progress.advance)
+            vectors, max_norm = encoder.write(gaussians, folder / "vectors.faiss", self.progress.advance)
         except InvalidGaussiansError as error:
             raise self._not_encodable(folder, error) from error
-        return complete_segment(
+        self.syncer.sync(folder / "vectors.faiss")
+        entry = complete_segment(
             folder,
             SegmentManifest(
                 format_version=FORMAT_VERSION,
@@ -260,9 +281,11 @@ class _Build:
                 k=segment.k,
                 encoding=self.plan.encoding,
                 max_norm=max_norm,
-                files={**segment.files, "vectors.faiss": vectors.write(folder / "vectors.faiss")},
+                files={**segment.files, "vectors.faiss": vectors},
             ),
         )
+        self.syncer.sync(folder / "segment.json")
+        return entry
 
     def _not_encodable(self, folder: Path, error: InvalidGaussiansError) -> SourceError:
         """The error about a document whose vector does not fit float32, which only the whole corpus can tell."""

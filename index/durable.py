@@ -1,17 +1,24 @@
 """Files that are either whole and on disk or not there: fsync, atomic replacement and checksums made while writing."""
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self
 
 from blake3 import blake3
 
 from index.manifest import FileEntry
 
-__all__ = ["ChecksummedFile", "checksum", "checksummed", "fsync_directory", "measure", "write_atomically"]
+__all__ = ["ChecksummedFile", "Syncer", "checksum", "checksummed", "measure", "sync", "write_atomically"]
+
+
+MEASURED_BYTES = 1 << 18
+"""Read and hashed at a time: as much as stays in a core's cache."""
+
+SYNCING_THREADS = 2
+"""A disk is busy with one file while another is looked up and handed over to it."""
 
 
 def checksum(data: bytes) -> str:
@@ -53,41 +60,77 @@ class ChecksummedFile:
 
 @contextlib.contextmanager
 def checksummed(path: Path) -> Iterator[ChecksummedFile]:
-    """Opens `path` for writing, replacing it, and has it on disk when the block ends without an error."""
+    """Opens `path` for writing, replacing it. What is written is not on disk until it has been synced."""
     with path.open("wb") as file:
         yield ChecksummedFile(file)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+class Syncer:
+    """Has files on disk without anybody waiting for each: the disk begins with one while the next is written.
+
+    Whoever needs them there syncs them once more, which then takes no time; but what failed is only told once, here.
+    A context manager; leaving it waits for what is under way and drops the rest.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(SYNCING_THREADS, thread_name_prefix="gaussearch-sync")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def sync(self, path: Path) -> None:
+        """Begins to have a file on disk."""
+        self._pending.append(self._threads.submit(sync, path))
+
+    def finish(self) -> None:
+        """Waits until all that is on disk; raises OSError where that failed, as `sync`."""
+        for pending in self._pending:
+            pending.result()
+        self._pending.clear()
 
 
 def measure(path: Path) -> FileEntry:
     """Size and checksum of a file as it is on disk now."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(cast("hashlib._BytesIOLike", file), cast("Callable[[], hashlib._Hash]", blake3))
-        return FileEntry(bytes=file.tell(), blake3=digest.hexdigest())
+    digest, size = blake3(), 0
+    with path.open("rb", buffering=0) as file:
+        block = memoryview(bytearray(MEASURED_BYTES))
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            size += count
+    return FileEntry(bytes=size, blake3=digest.hexdigest())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step that survives a power cut: a reader sees the old file or the new one.
+def write_atomically(path: Path, data: bytes, *, synced: bool = True) -> None:
+    """Replaces `path` by `data` in one step: a reader sees the old file or the new one, after a power cut too.
 
-    One process at a time may write to `path`; what a killed one left beside it is overwritten.
+    Not `synced`, a power cut can also leave a file of any content, which is for whoever reads it to notice. One process
+    at a time may write to `path`; what a killed one left beside it is overwritten.
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
+    if synced:
+        sync(path.parent)
 
 
-def fsync_directory(path: Path) -> None:
-    """Has the names in a folder on disk: without it a renamed file can be gone after a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Has a file's content on disk, or the names in a folder: without the latter, a file can be gone after a power cut.
+
+    Raises OSError where that failed, now or since it was written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

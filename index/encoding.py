@@ -124,7 +124,7 @@ class MomentAccumulator:
             batch = MomentAccumulator(part.k)
             batch.count = len(part)
             batch.mean = deviations.mean(axis=0)
-            deviations = deviations - batch.mean
+            deviations -= batch.mean
             batch.squared_deviations = np.einsum("ij,ij->j", deviations, deviations)
             batch.variance_sum = _float64(part.variances).sum(axis=0)
             self.merge(batch)
@@ -149,6 +149,7 @@ class MomentAccumulator:
 
 
 def _float64(tensor: Tensor) -> npt.NDArray[np.float64]:
+    """A copy in host memory."""
     if tensor.dtype is torch.bfloat16:
         return tensor.cpu().double().numpy()
     # NumPy converts on this core; torch would wait for another one, which may be busy.

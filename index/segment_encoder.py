@@ -1,9 +1,10 @@
-"""The documents of a segment, encoded straight into FAISS's memory on all cores or on a GPU."""
+"""The documents of a segment, encoded on all cores or on a GPU and streamed to their file."""
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -14,16 +15,19 @@ from index.cores import one_core_each
 from index.encoding import Encoding, Standardisation, encode_documents
 from index.errors import InvalidGaussiansError
 from index.gaussians import Gaussians
-from index.vectors import FlatVectors
+from index.manifest import FileEntry
+from index.vectors import write_vectors
 
 __all__ = ["SegmentEncoder"]
 
-ENCODE_ROWS = 1 << 13
+ENCODE_ROWS = 1 << 12
 """Documents that one thread encodes, or that are taken to the GPU, at a time."""
+
+Block = npt.NDArray[np.float32]
 
 
 class SegmentEncoder:
-    """Encodes documents into FAISS's memory, on all cores or on a GPU, for several segments at a time if asked to.
+    """Encodes documents on all cores or on a GPU, for several segments at a time if asked to.
 
     A context manager, which holds the threads.
     """
@@ -43,42 +47,41 @@ class SegmentEncoder:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def encode(self, gaussians: npt.NDArray[np.float32], advance: Callable[[int], None]) -> tuple[FlatVectors, float]:
-        """The vectors of documents (n, 2k), means | variances, and the largest L2 norm among them.
+    def write(self, gaussians: Block, path: Path, advance: Callable[[int], None]) -> tuple[FileEntry, float]:
+        """Writes the vectors of documents (n, 2k), means | variances, to a FAISS index at `path`, block by block.
 
-        `advance` is told how many more documents are done. Raises InvalidGaussiansError with the row whose vector does
-        not fit float32.
+        Returns the file's entry and the largest L2 norm of a vector. `advance` is told how many more documents are
+        done. Raises InvalidGaussiansError with the row whose vector does not fit float32.
         """
         documents, k = len(gaussians), gaussians.shape[1] // 2
-        vectors, memory = FlatVectors.preallocate(documents, self._encoding.width(k))
+        largest = 0.0
 
-        def encode_rows(start: int) -> float:
-            rows = slice(start, start + ENCODE_ROWS)
-            norm = self._encode_rows(gaussians[rows], memory[rows], start)
-            advance(len(gaussians[rows]))
-            return norm
+        def blocks() -> Iterator[Block]:
+            nonlocal largest
+            starts = range(0, documents, ENCODE_ROWS)
+            for vectors, norm in self._pool.map(lambda start: self._encode_from(gaussians, start), starts):
+                largest = max(largest, norm)
+                yield vectors
+                advance(len(vectors))
 
-        return vectors, max(self._pool.map(encode_rows, range(0, documents, ENCODE_ROWS)))
+        entry = write_vectors(path, documents, self._encoding.width(k), blocks())
+        return entry, largest
 
-    def _encode_rows(self, gaussians: npt.NDArray[np.float32], out: torch.Tensor, first_row: int) -> float:
-        """Encodes rows, numbered from `first_row` on in errors, into `out`, and returns their largest norm."""
+    def _encode_from(self, gaussians: Block, start: int) -> tuple[Block, float]:
+        """The vectors of a block of documents, and the largest norm among them."""
         k = gaussians.shape[1] // 2
-        block = torch.from_numpy(np.array(gaussians)).to(self._device)
+        block = torch.from_numpy(gaussians[start : start + ENCODE_ROWS]).to(self._device)
         documents = Gaussians(block[:, :k], block[:, k:])
         try:
-            if self._device.type == "cpu":
-                encode_documents(documents, self._encoding, self._standardisation, out=out)
-            else:
-                out.copy_(encode_documents(documents, self._encoding, self._standardisation))
+            vectors = encode_documents(documents, self._encoding, self._standardisation).cpu().numpy()
         except InvalidGaussiansError as error:
-            raise InvalidGaussiansError(str(error), row=first_row + (error.row or 0)) from error
-        return _largest_norm(out)
+            raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
+        return vectors, _largest_norm(vectors)
 
 
-def _largest_norm(vectors: torch.Tensor) -> float:
-    array = vectors.numpy()
-    largest = float(np.sqrt(np.einsum("ij,ij->i", array, array).max()))
+def _largest_norm(vectors: Block) -> float:
+    largest = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors).max()))
     if math.isfinite(largest):
         return largest
     # The square of a large float32 is not one; float64 takes seven times as long, and holds it.
-    return float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).max())
+    return float(np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1).max()))

@@ -84,7 +84,7 @@ class Segment:
 
 
 def write_gaussians(path: Path, batches: Sequence[Gaussians]) -> FileEntry:
-    """Writes batches as one float32 array (n, 2k), means | variances, synced to disk."""
+    """Writes batches as one float32 array (n, 2k), means | variances."""
     rows, k = sum(map(len, batches)), batches[0].k
     with checksummed(path) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 2 * k)}
@@ -119,7 +119,7 @@ def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def complete_segment(folder: Path, manifest: SegmentManifest) -> SegmentEntry:
     """Writes segment.json, the last file of a segment, and returns the segment's entry for an index's manifest."""
     data = (manifest.model_dump_json(indent=2) + "\n").encode()
-    write_atomically(folder / "segment.json", data)
+    write_atomically(folder / "segment.json", data, synced=False)
     return _entry(manifest, data)
 
 

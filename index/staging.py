@@ -1,8 +1,8 @@
-"""An unfinished build on disk: what it is building, and the segments it has already read.
+"""An unfinished build: what it is building, and the segments it has already read.
 
 staging/
   plan.json       what is built (corpus, settings, generation); a build that resumes must have the same
-  00000.json      a segment whose documents are all on disk, and where the corpus goes on after it
+  00000.json      a segment whose documents are all written, and where the corpus goes on after it
   ...
 segments/<id>/    the documents of those segments; unknown to any manifest until the build publishes
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from index.durable import checksum, fsync_directory, measure, write_atomically
+from index.durable import Syncer, checksum, measure, sync, write_atomically
 from index.encoding import Encoding, MomentAccumulator
 from index.errors import BuildError, SourceError
 from index.manifest import FileEntry
@@ -52,7 +52,7 @@ class _PlanFile(BaseModel):
 
 
 class ReadSegment(BaseModel):
-    """staging/NNNNN.json: a segment whose documents are on disk, and where the corpus goes on after it.
+    """staging/NNNNN.json: a segment whose documents are written, and where the corpus goes on after it.
 
     `next_record` is (index of the file, ordinal of the record). `rejected` counts the rows left out up to there, and
     `rejected_bytes` is how long the file that lists them was. The rest are the moments of its Gaussians.
@@ -110,7 +110,7 @@ class Staging:
         staging.discard()
         for folder in (directory.staging, directory.segments):
             folder.mkdir(exist_ok=True)
-        fsync_directory(directory.path)
+        sync(directory.path)
         content = _PlanFile(generation=staging.generation, plan=plan)
         write_atomically(plan_file, content.model_dump_json(indent=2).encode())
         return staging
@@ -145,16 +145,23 @@ class Staging:
             found.append(segment)
 
     def add_segment(
-        self, ordinal: int, batches: Sequence[SourceBatch], next_record: tuple[int, int], rejected: tuple[int, int]
+        self,
+        ordinal: int,
+        batches: Sequence[SourceBatch],
+        next_record: tuple[int, int],
+        rejected: tuple[int, int],
+        syncer: Syncer,
     ) -> ReadSegment:
-        """Writes the documents of a segment and, once they are on disk, the record that they are complete.
+        """Writes the documents of a segment and then the record that they are complete.
+
+        They are synced by the time the build publishes. What a power cut takes before that does not match its checksum,
+        and is read again.
 
         `rejected` is the count of rows left out so far and the length of the file that lists them.
         """
         folder = self.folder(ordinal)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        fsync_directory(folder.parent)
         moments = MomentAccumulator(batches[0].gaussians.k)
         for batch in batches:
             moments.update(batch.gaussians)
@@ -176,8 +183,9 @@ class Staging:
             squared_deviations=moments.squared_deviations.tolist(),
             variance_sum=moments.variance_sum.tolist(),
         )
-        fsync_directory(folder)
-        write_atomically(self._record(ordinal), segment.model_dump_json().encode())
+        for name in files:
+            syncer.sync(folder / name)
+        write_atomically(self._record(ordinal), segment.model_dump_json().encode(), synced=False)
         return segment
 
 

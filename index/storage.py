@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from index.durable import checksum, fsync_directory, write_atomically
+from index.durable import checksum, sync, write_atomically
 from index.errors import (
     CorruptIndexError,
     IndexLockedError,
@@ -122,7 +122,7 @@ class IndexDirectory:
         Raises IndexLockedError at once where another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        fsync_directory(self.path.resolve().parent)
+        sync(self.path.resolve().parent)
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -141,9 +141,12 @@ class IndexDirectory:
     def publish(self, manifest: Manifest) -> None:
         """Makes a manifest, whose segments are in place, the live generation, and removes what none needs any more."""
         self.manifests.mkdir(exist_ok=True)
-        # The folders of resumed segments too: the run that made them may have been killed before it synced them.
-        for folder in (*(self.segments / entry.id for entry in manifest.segments), self.segments, self.path):
-            fsync_directory(folder)
+        # Of resumed segments too: the run that made them may have been killed before it synced them.
+        for folder in (self.segments / entry.id for entry in manifest.segments):
+            for path in (*folder.iterdir(), folder):
+                sync(path)
+        sync(self.segments)
+        sync(self.path)
         data = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = f"{manifest.generation:08d}.json"
         write_atomically(self.manifests / name, data)

@@ -1,12 +1,13 @@
 """FAISS behind one seam: the flat inner-product index of one segment. The only importer of faiss.
 
 What it guards against: k above n pads with id -1; a wrong width raises an empty AssertionError; `write_index` to a path
-can fail without an error and never syncs; GPU indexes take k up to 2048 and are not safe for concurrent use.
+can fail without an error; GPU indexes take k up to 2048 and are not safe for concurrent use.
 """
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import Tensor
 from index.cores import available_cores
 from index.durable import checksummed
 from index.encoding import Encoding, fold_documents
-from index.errors import CorruptIndexError, DeviceUnavailableError
+from index.errors import BuildError, CorruptIndexError, DeviceUnavailableError
 from index.manifest import FileEntry
 
-__all__ = ["FlatVectors", "GpuResources", "matrix_products", "resolve_device", "set_threads"]
+__all__ = ["FlatVectors", "GpuResources", "matrix_products", "resolve_device", "set_threads", "write_vectors"]
 
 GPU_RESULT_LIMIT = 2048
 """The most results per query that FAISS's GPU indexes give."""
@@ -35,9 +36,6 @@ _BLAS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold
 
 # What FAISS set it to while it counted queries.
 _OLD_BLAS_THRESHOLD = 20
-
-# How many bytes pass from FAISS to Python at a time when an index is written.
-_WRITE_BLOCK = 1 << 24
 
 
 def resolve_device(device: str) -> torch.device:
@@ -80,6 +78,46 @@ def matrix_products(width: int) -> Iterator[None]:
         faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
 
 
+def write_vectors(path: Path, documents: int, width: int, blocks: Iterable[npt.NDArray[np.float32]]) -> FileEntry:
+    """Writes vectors that come in blocks (any, width), `documents` in all, as FAISS writes an IndexFlatIP of them.
+
+    No such index is made: FAISS fills its memory with zeros before it takes vectors, and copies what it writes, which
+    together took as long as writing. Raises BuildError where this release of FAISS writes it otherwise than known here.
+    """
+    with checksummed(path) as file:
+        file.write(_flat_header(documents, width))
+        for block in blocks:
+            file.write(block.data)
+    return file.entry
+
+
+def _flat_header(documents: int, width: int) -> bytes:
+    """What stands before the vectors in the file of an IndexFlatIP.
+
+    FAISS's own header of an index of one vector, in which the two places that count are changed, and which is compared
+    with what FAISS makes of two vectors.
+    """
+
+    def counting(documents: int) -> bytes:
+        header = bytearray(_serialized(1, width)[: -4 * width])
+        struct.pack_into("<q", header, 8, documents)
+        struct.pack_into("<Q", header, len(header) - 8, documents * width)
+        return bytes(header)
+
+    if counting(2) != _serialized(2, width)[: -8 * width]:
+        raise BuildError(
+            f"faiss {faiss.__version__} writes IndexFlatIP in a form that gaussearch does not know: install the "
+            "version that constraints.txt names, or a newer gaussearch"
+        )
+    return counting(documents)
+
+
+def _serialized(documents: int, width: int) -> bytes:
+    index = faiss.IndexFlatIP(width)
+    index.add(np.zeros((documents, width), dtype=np.float32))
+    return bytes(faiss.serialize_index(index))
+
+
 class GpuResources:
     """FAISS's scratch memory and streams on one CUDA device. One per process and device; used by one thread."""
 
@@ -110,7 +148,7 @@ class FlatVectors:
     def preallocate(cls, documents: int, width: int) -> tuple["FlatVectors", Tensor]:
         """An index of that size and its memory as a writable (documents, width) float32 tensor.
 
-        Encoding straight into it saves the copy that `add` makes, and half the memory. The tensor must not outlive the
+        Writing straight into it saves the copy that `add` makes, and half the memory. The tensor must not outlive the
         index.
         """
         index = faiss.IndexFlatIP(width)
@@ -131,12 +169,6 @@ class FlatVectors:
         if (index.ntotal, index.d) != (documents, width):
             raise CorruptIndexError(f"{path} holds {index.ntotal} x {index.d} numbers, not {documents} x {width}")
         return cls(index, torch.device("cpu"))
-
-    def write(self, path: Path) -> FileEntry:
-        """Writes the index through Python's file object, which reports a full disk, and syncs it."""
-        with checksummed(path) as file:
-            faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write, _WRITE_BLOCK))  # type: ignore[attr-defined]
-        return file.entry
 
     def folded(self, encoding: Encoding, k: int) -> "FlatVectors":
         """The same documents under the folded encoding; these are k-dimensional, under `encoding`, and on the CPU."""

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import index.background
+import index.durable
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.durable import checksum
 
@@ -62,6 +63,7 @@ def arm(how: str, moment: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (moment - 1, resource.RLIM_INFINITY))
         return
     passed = 0
+    synced: set[int] = set()
     sync = os.fsync
 
     def pass_moment() -> None:
@@ -79,10 +81,13 @@ def arm(how: str, moment: int) -> None:
             pass_moment()
 
     def fsync(descriptor: int) -> None:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file = os.fstat(descriptor)
+        # What has been synced before is whole, so that only the first time is a moment at which it can be torn.
+        if stat.S_ISREG(file.st_mode) and not (how == "torn" and file.st_ino in synced):
             if how == "torn" and passed + 1 == moment:
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+                os.truncate(f"/proc/self/fd/{descriptor}", file.st_size // 2)
             pass_moment()
+        synced.add(file.st_ino)
         sync(descriptor)
 
     os.fsync = fsync  # type: ignore[assignment]
@@ -135,9 +140,10 @@ def try_all(folder: Path, how: str, stride: int) -> None:
 
         def interrupted(moment: int = moment) -> dict[str, Any]:
             if how != "kill":
-                # One segment after the other, so that a moment is the same at every try. Kills hit a build that works
-                # on several, as builds do.
+                # One thing after the other, so that a moment is the same at every try. Kills hit a build that works on
+                # several segments, as builds do.
                 index.background.SEGMENTS_AT_WORK = 1
+                index.durable.Syncer.sync = lambda _, path: index.durable.sync(path)  # type: ignore[assignment,method-assign]
             arm(how, moment)
             return build(folder, directory)
 

@@ -17,8 +17,8 @@ import pytest
 import index.durable
 from index import BuildOptions, IndexDirectory, Manifest, build_index
 from index.errors import BuildError, IndexLockedError
+from index.segment_encoder import SegmentEncoder
 from index.staging import Staging
-from index.vectors import FlatVectors
 from tests.conftest import random_gaussians, write_corpus
 
 OPTIONS = BuildOptions(segment_docs=4)
@@ -35,7 +35,7 @@ def unfinished(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     directory = IndexDirectory(tmp_path / "index")
     build_index([write_corpus(tmp_path / "live.parquet", random_gaussians(6, 3))], directory)
     with monkeypatch.context() as patch:
-        patch.setattr(FlatVectors, "write", failing(OSError(errno.EIO, "the disk fails")))
+        patch.setattr(SegmentEncoder, "write", failing(OSError(errno.EIO, "the disk fails")))
         with pytest.raises(OSError, match="the disk fails"):
             build_index([corpus], directory, OPTIONS)
     return directory

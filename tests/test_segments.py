@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from index import Encoding, IndexDirectory, LocalSearcher, encode_documents
-from index.durable import checksum
-from index.errors import CorruptIndexError
+from index.durable import checksum, measure
+from index.errors import BuildError, CorruptIndexError
 from index.segments import Segment, find_segment
+from index.vectors import FlatVectors, write_vectors
 from tests.conftest import MakeIndex, random_gaussians
 
 FILES = ["vectors.faiss", "gaussians.npy", "ids.arrow", "payload.arrow", "segment.json"]
@@ -223,3 +224,23 @@ def test_searchers_that_are_gone_or_never_came_to_be_leave_no_file_open(director
         with pytest.raises(CorruptIndexError):
             LocalSearcher(directory, verify=verify)
     assert count() == before
+
+
+@pytest.mark.parametrize("documents", [1, 2, 300])
+@pytest.mark.parametrize("width", [3, 385])
+def test_vectors_are_written_as_faiss_writes_them(tmp_path: Path, documents: int, width: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((documents, width), dtype=np.float32)
+    path = tmp_path / "vectors.faiss"
+    entry = write_vectors(path, documents, width, (vectors[row : row + 100] for row in range(0, documents, 100)))
+    by_faiss = faiss.IndexFlatIP(width)
+    by_faiss.add(vectors)
+    assert path.read_bytes() == faiss.serialize_index(by_faiss).tobytes()
+    assert entry == measure(path)
+    assert len(FlatVectors.read(path, documents=documents, width=width)) == documents
+
+
+def test_another_form_of_faiss_files_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serialize = faiss.serialize_index
+    monkeypatch.setattr(faiss, "serialize_index", lambda index: np.append(serialize(index), np.uint8(index.ntotal)))
+    with pytest.raises(BuildError, match=f"faiss {faiss.__version__} writes IndexFlatIP in a form"):
+        write_vectors(tmp_path / "vectors.faiss", 1, 3, [np.zeros((1, 3), dtype=np.float32)])
