@@ -1,16 +1,17 @@
 """Work on a few segments at a time, in threads, with the results in order."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Self, TypeVar
 
-__all__ = ["SEGMENTS_AT_WORK", "BackgroundWork"]
+__all__ = ["SEGMENTS_AT_WORK", "BackgroundWork", "in_order"]
 
-SEGMENTS_AT_WORK = 4
-"""On two cores, with one segment encoded and one written, the others are waited for on their way to the disk."""
+SEGMENTS_AT_WORK = 2
+"""One is hashed and written while another is read or encoded; a third took memory and no time off (2 cores)."""
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class BackgroundWork(Generic[T]):
@@ -42,3 +43,21 @@ class BackgroundWork(Generic[T]):
     def finish(self) -> list[T]:
         """Waits for all work under way and returns its results; raises what the first that failed raised."""
         return [self._pending.popleft().result() for _ in range(len(self._pending))]
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable[[U], T], items: Iterable[U], *, ahead: int) -> Iterator[T]:
+    """The results of `work` on each item, in order, `ahead` of which are begun before they are asked for.
+
+    Unlike the pool's own map, which begins all of them and holds every result that has not been asked for.
+    """
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -21,7 +21,7 @@ near 100 and deviations near 0.1, g and 2 m m_Q/v are numbers near 1e8 whose dif
 Vectors are computed in float64 and rounded once, to the dtype of the output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,8 +45,10 @@ __all__ = [
     "query_constant",
 ]
 
-CHUNK_ELEMENTS = 1 << 16
-"""Gaussian components handled at a time on a CPU: half a MiB per float64 temporary, so that a few stay in a cache."""
+CHUNK_ELEMENTS = 1 << 17
+"""Gaussian components handled at a time on a CPU: 1 MiB per float64 temporary, so that a few stay in a cache."""
+MOMENTS_ELEMENTS = 1 << 16
+"""The same for moments, which are fitted by one core."""
 GPU_CHUNK_ELEMENTS = 1 << 24
 """The same elsewhere: 128 MiB per temporary, so that starting an operation costs little beside doing it."""
 
@@ -95,11 +97,33 @@ class Standardisation:
         A device without float64 (Apple's MPS) computes in float32.
         """
         gaussians.require_dimensions(self.k)
-        dtype = torch.float32 if gaussians.device.type == "mps" else torch.float64
-        shift, scale = self.shift.to(gaussians.device, dtype), self.scale.to(gaussians.device, dtype)
-        means = gaussians.means.to(dtype).sub(shift).div_(scale)
-        variances = gaussians.variances.to(dtype).div(scale * scale)
+        device, shape = gaussians.device, (len(gaussians), self.k)
+        means, variances = (torch.empty(shape, dtype=_computed_in(device), device=device) for _ in range(2))
+        self._on(device).into(gaussians, means, variances)
         return means, variances
+
+    def _on(self, device: torch.device) -> "_Standardiser":
+        dtype = _computed_in(device)
+        shift, scale = self.shift.to(device, dtype), self.scale.to(device, dtype)
+        return _Standardiser(shift, scale, scale * scale)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Standardiser:
+    """A Standardisation on a device: shift, scale and the square of scale, (k,) each."""
+
+    shift: Tensor
+    scale: Tensor
+    squared_scale: Tensor
+
+    def into(self, gaussians: Gaussians, means: Tensor, variances: Tensor) -> None:
+        """Writes the standardised means and variances, (n, k) each; narrower Gaussians are widened first."""
+        means.copy_(gaussians.means).sub_(self.shift).div_(self.scale)
+        variances.copy_(gaussians.variances).div_(self.squared_scale)
+
+
+def _computed_in(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class MomentAccumulator:
@@ -119,7 +143,7 @@ class MomentAccumulator:
     def update(self, gaussians: Gaussians) -> None:
         """Adds a batch of any size; its dimensions must be the accumulator's k."""
         gaussians.require_dimensions(len(self.mean))
-        for part in gaussians.chunks(max(1, CHUNK_ELEMENTS // gaussians.k)):
+        for part in gaussians.chunks(max(1, MOMENTS_ELEMENTS // gaussians.k)):
             deviations = _float64(part.means)
             batch = MomentAccumulator(part.k)
             batch.count = len(part)
@@ -238,7 +262,7 @@ def _encode(
     encoding: Encoding,
     standardisation: Standardisation | None,
     out: Tensor | None,
-    write: Callable[[Encoding, Tensor, Tensor, Tensor], None],
+    write: Callable[[Encoding, Tensor, Tensor, Sequence[Tensor], Tensor], None],
 ) -> Tensor:
     standardisation = standardisation or Standardisation.identity(gaussians.k)
     shape = (len(gaussians), encoding.width(gaussians.k))
@@ -246,20 +270,29 @@ def _encode(
         out = torch.empty(shape, dtype=torch.float32, device=gaussians.device)
     if tuple(out.shape) != shape or not out.is_floating_point():
         raise ValueError(f"out is {out.dtype} of shape {tuple(out.shape)}; floating point of shape {shape} is needed")
-    elements = CHUNK_ELEMENTS if gaussians.device.type == "cpu" else GPU_CHUNK_ELEMENTS
-    rows = max(1, elements // gaussians.k)
+    gaussians.require_dimensions(standardisation.k)
+    device = gaussians.device
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    rows = max(1, min(len(gaussians), elements // gaussians.k))
+    standardiser = standardisation._on(device)
+    # Taken once: given back and taken again for every operation, it is mapped and cleared anew each time, which takes
+    # three times as long as the arithmetic.
+    scratch = torch.empty(4, rows, gaussians.k, dtype=_computed_in(device), device=device)
     for start in range(0, len(gaussians), rows):
         target = out[start : start + rows]
-        write(encoding, *standardisation.apply(gaussians[start : start + rows]), target)
+        means, variances, *free = scratch[:, : len(target)]
+        standardiser.into(gaussians[start : start + rows], means, variances)
+        write(encoding, means, variances, free, target)
         _require_finite(target, start)
     return out
 
 
-def _write_documents(encoding: Encoding, means: Tensor, variances: Tensor, out: Tensor) -> None:
+def _write_documents(encoding: Encoding, means: Tensor, variances: Tensor, free: Sequence[Tensor], out: Tensor) -> None:
+    """The vectors of standardised documents into `out`. All the others, `free` too, are (n, k) and written over."""
     k = means.shape[1]
-    inverse = variances.reciprocal()
-    linear = means * inverse
-    out[:, 0] = -(variances.log_() + means.mul_(linear)).sum(dim=1)
+    inverse = torch.reciprocal(variances, out=free[0])
+    linear = torch.mul(means, inverse, out=free[1])
+    out[:, 0] = variances.log_().add_(means.mul_(linear)).sum(dim=1).neg_()
     if encoding is Encoding.FULL:
         out[:, 1] = 1.0
     out[:, -k:] = linear.mul_(2)
@@ -268,12 +301,13 @@ def _write_documents(encoding: Encoding, means: Tensor, variances: Tensor, out: 
         out[:, -3 * k : -2 * k] = out[:, -2 * k : -k]
 
 
-def _write_queries(encoding: Encoding, means: Tensor, variances: Tensor, out: Tensor) -> None:
+def _write_queries(encoding: Encoding, means: Tensor, variances: Tensor, free: Sequence[Tensor], out: Tensor) -> None:
+    """The vectors of standardised queries into `out`; everything else as `_write_documents`."""
     k = means.shape[1]
-    squares = means * means
+    squares = torch.mul(means, means, out=free[0])
     out[:, 0] = 1.0
     if encoding is Encoding.FULL:
-        out[:, 1] = variances.log().sum(dim=1)
+        out[:, 1] = torch.log(variances, out=free[1]).sum(dim=1)
     out[:, -k:] = means
     if encoding is Encoding.FOLDED:
         out[:, -2 * k : -k] = squares.add_(variances)

@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from index.cores import one_core_each
+from index.background import SEGMENTS_AT_WORK, in_order
+from index.cores import available_cores, one_core_each
 from index.encoding import Encoding, Standardisation, encode_documents
 from index.errors import InvalidGaussiansError
 from index.gaussians import Gaussians
@@ -37,6 +40,8 @@ class SegmentEncoder:
         self._standardisation = standardisation
         self._device = device
         self._held = contextlib.ExitStack()
+        # Blocks that have been written: new memory would have to be mapped and cleared, block after block.
+        self._free: deque[torch.Tensor] = deque()
 
     def __enter__(self) -> Self:
         # On a GPU a thread of its own too, in which what is copied and what is computed keep their order.
@@ -59,24 +64,37 @@ class SegmentEncoder:
         def blocks() -> Iterator[Block]:
             nonlocal largest
             starts = range(0, documents, ENCODE_ROWS)
-            for vectors, norm in self._pool.map(lambda start: self._encode_from(gaussians, start), starts):
+            ahead = 1 + available_cores() // SEGMENTS_AT_WORK
+            for memory, rows, norm in in_order(self._pool, partial(self._encode_from, gaussians), starts, ahead=ahead):
                 largest = max(largest, norm)
-                yield vectors
-                advance(len(vectors))
+                yield memory[:rows].numpy()
+                self._free.append(memory)
+                advance(rows)
 
         entry = write_vectors(path, documents, self._encoding.width(k), blocks())
         return entry, largest
 
-    def _encode_from(self, gaussians: Block, start: int) -> tuple[Block, float]:
-        """The vectors of a block of documents, and the largest norm among them."""
+    def _encode_from(self, gaussians: Block, start: int) -> tuple[torch.Tensor, int, float]:
+        """Memory whose first rows are the vectors of a block of documents, their number, and their largest norm."""
         k = gaussians.shape[1] // 2
         block = torch.from_numpy(gaussians[start : start + ENCODE_ROWS]).to(self._device)
         documents = Gaussians(block[:, :k], block[:, k:])
+        memory = self._block(self._encoding.width(k))
+        vectors = memory[: len(documents)]
         try:
-            vectors = encode_documents(documents, self._encoding, self._standardisation).cpu().numpy()
+            if self._device.type == "cpu":
+                encode_documents(documents, self._encoding, self._standardisation, out=vectors)
+            else:
+                vectors.copy_(encode_documents(documents, self._encoding, self._standardisation))
         except InvalidGaussiansError as error:
             raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
-        return vectors, _largest_norm(vectors)
+        return memory, len(documents), _largest_norm(vectors.numpy())
+
+    def _block(self, width: int) -> torch.Tensor:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return torch.empty(ENCODE_ROWS, width)
 
 
 def _largest_norm(vectors: Block) -> float:

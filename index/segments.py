@@ -8,6 +8,7 @@ segments/<id>/
   segment.json      index.manifest.SegmentManifest: counts, sizes and BLAKE3 checksums of the files above
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ __all__ = [
     "write_ids",
     "write_payload",
 ]
+
+WRITTEN_BYTES = 1 << 19
+"""Gaussians put side by side, hashed and written at a time: as much as stays in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,12 +91,16 @@ def write_gaussians(path: Path, batches: Sequence[Gaussians]) -> FileEntry:
     """Writes batches as one float32 array (n, 2k), means | variances."""
     rows, k = sum(map(len, batches)), batches[0].k
     with checksummed(path) as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 2 * k)}
-        np.lib.format.write_array_header_1_0(file, header)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (rows, 2 * k)})
+        file.reserve(header.tell() + 8 * rows * k)
+        file.write(header.getvalue())
+        both = np.empty((max(1, WRITTEN_BYTES // (8 * k)), 2 * k), dtype="<f4")
         for batch in batches:
-            both = np.empty((len(batch), 2 * k), dtype="<f4")
-            both[:, :k], both[:, k:] = batch.means.cpu().numpy(), batch.variances.cpu().numpy()
-            file.write(both.data)
+            for part in batch.chunks(len(both)):
+                block = both[: len(part)]
+                block[:, :k], block[:, k:] = part.means.cpu().numpy(), part.variances.cpu().numpy()
+                file.write(block.data)
     return file.entry
 
 

@@ -85,7 +85,9 @@ def write_vectors(path: Path, documents: int, width: int, blocks: Iterable[npt.N
     together took as long as writing. Raises BuildError where this release of FAISS writes it otherwise than known here.
     """
     with checksummed(path) as file:
-        file.write(_flat_header(documents, width))
+        header = _flat_header(documents, width)
+        file.reserve(len(header) + 4 * documents * width)
+        file.write(header)
         for block in blocks:
             file.write(block.data)
     return file.entry

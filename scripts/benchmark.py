@@ -96,7 +96,7 @@ def _options() -> argparse.Namespace:
         metavar=("SMALL", "LARGE"),
         help="sizes of corpus at which a build's memory is measured (default %(default)s)",
     )
-    add("--memory-segment", type=int, default=50_000, help="its documents per segment (default %(default)s)")
+    add("--memory-segment", type=int, default=25_000, help="its documents per segment (default %(default)s)")
     add("--scratch", type=Path, help="folder for temporary files, a few gigabytes (default: the system's)")
     add("--json", type=Path, help="file to write all figures to")
     add("--markdown", type=Path, help="file to write the tables to")
