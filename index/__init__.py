@@ -8,12 +8,13 @@ ranking, = searcher.search(Gaussians.from_arrays([[0.1, -0.3]], [[1.0, 0.5]]), t
 """
 
 from index.build_options import BuildOptions
-from index.builder import BuildSummary, Progress, build_index
+from index.builder import BuildSummary, build_index
 from index.documents import Document
 from index.encoding import Encoding, Standardisation, encode_documents, encode_queries, negative_kl
 from index.errors import GaussearchError
 from index.gaussians import Gaussians
 from index.manifest import Manifest
+from index.progress import Progress
 from index.rescoring import Explanation
 from index.searcher import LocalSearcher, Ranking, Searcher
 from index.sources import Columns, Corpus, VarianceAs

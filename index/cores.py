@@ -33,11 +33,11 @@ def torch_on_one_core() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_core_each() -> Iterator[ThreadPoolExecutor]:
-    """A thread per core in each of which torch keeps to that core: blocks of rows share the cores out better than
-    torch's own threads do, which meet after every operation."""
+def one_core_each(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in each of which torch keeps to one core: pieces of work of their own share the cores out better than
+    torch's threads do, which meet after every operation."""
     with (
         torch_on_one_core(),  # what a new thread of torch begins with, too
-        ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         yield pool

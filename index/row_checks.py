@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from index.errors import SourceError
 from index.gaussians import MAX_DIMENSIONS, Gaussians, find_defects
@@ -95,11 +96,11 @@ class RowChecker:
         self, found: "_Found", rows: np.ndarray[Any, Any], mean: "_Vectors", variance: "_Vectors"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 (n, k) means and variances of these rows, equally wide; rows with bad values are marked as found."""
-        raw_means, raw_spreads = mean.matrix(rows), variance.matrix(rows)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            means = torch.from_numpy(raw_means.astype(np.float32))
-            variances = torch.from_numpy(_variances(raw_spreads, self.variance_as).astype(np.float32))
-        for defect in find_defects(means, variances):
+        means, variances = mean.tensor(rows), variance.tensor(rows, self.variance_as)
+        defects = find_defects(means, variances)
+        if defects:
+            raw_means, raw_spreads = mean.matrix(rows), variance.matrix(rows)
+        for defect in defects:
             is_mean = defect.field == "mean"
             value = (raw_means if is_mean else raw_spreads)[defect.row, defect.component]
             reason = defect.reason if is_mean else self._variance_reason(value, defect.reason)
@@ -172,6 +173,7 @@ class _Vectors:
         self.starts = np.cumsum(self.widths) - self.widths
         self.nulls = np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False)) if flat.null_count else None
         self.numbers = flat.to_numpy(zero_copy_only=False)
+        self._shared = _shared(flat)
 
     def row(self, row: int) -> list[float | int]:
         start = self.starts[row]
@@ -186,6 +188,13 @@ class _Vectors:
         width = int(self.widths[rows[0]])
         return np.asarray(self.numbers[self.starts[rows][:, None] + np.arange(width)])
 
+    def tensor(self, rows: np.ndarray[Any, Any], written_as: VarianceAs = VarianceAs.VARIANCE) -> torch.Tensor:
+        """(n, k) of these rows as float32 means, or as variances that are written in that way."""
+        if self._shared is not None and written_as is VarianceAs.VARIANCE and len(rows) == len(self.widths):
+            return self._shared.view(len(rows), -1)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return torch.from_numpy(_variances(self.matrix(rows), written_as).astype(np.float32))
+
     def defects(self) -> Iterator[tuple[int, object, str]]:
         for row in np.flatnonzero(~self.present).tolist():
             yield int(row), None, "it must not be null"
@@ -198,6 +207,16 @@ class _Vectors:
             for flat in self.nulls:
                 row = int(np.searchsorted(ends, flat, side="right"))
                 yield row, None, f"component {flat - self.starts[row]}: it must not be null"
+
+
+def _shared(flat: pa.Array) -> torch.Tensor | None:
+    """The memory of numbers that are float32 already; None where it is of others, or of many more than these.
+
+    A slice that shared it would keep all that it was cut from in memory.
+    """
+    if flat.type != pa.float32() or flat.null_count or flat.buffers()[1].size > 2 * flat.nbytes:
+        return None
+    return from_dlpack(flat)
 
 
 def _is_vector(kind: Any) -> bool:

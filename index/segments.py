@@ -8,8 +8,8 @@ segments/<id>/
   segment.json      index.manifest.SegmentManifest: counts, sizes and BLAKE3 checksums of the files above
 """
 
+import contextlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from index.manifest import FileEntry, SegmentEntry, SegmentManifest
 from index.payload import payload_rows
 
 __all__ = [
+    "GaussiansWriter",
     "Segment",
     "complete_segment",
     "find_segment",
     "open_segment",
     "verify_segment",
-    "write_gaussians",
     "write_ids",
     "write_payload",
 ]
@@ -87,21 +87,47 @@ class Segment:
         return None
 
 
-def write_gaussians(path: Path, batches: Sequence[Gaussians]) -> FileEntry:
-    """Writes batches as one float32 array (n, 2k), means | variances."""
-    rows, k = sum(map(len, batches)), batches[0].k
-    with checksummed(path) as file:
+class GaussiansWriter:
+    """Writes gaussians.npy, float32 (n, 2k), means | variances, in batches of any size.
+
+    Its first bytes say how many there are: `expected`, which `finish` corrects where there were fewer or more.
+    """
+
+    def __init__(self, path: Path, expected: int, k: int) -> None:
+        self._path, self._expected, self._written = path, expected, 0
+        self._side_by_side = np.empty((max(1, WRITTEN_BYTES // (8 * k)), 2 * k), dtype="<f4")
+        self._open = contextlib.ExitStack()
+        self._file = self._open.enter_context(checksummed(path))
+        self._file.write(self._header(expected))
+
+    def write(self, gaussians: Gaussians) -> None:
+        """Appends a batch of the same k."""
+        k = gaussians.k
+        for part in gaussians.chunks(len(self._side_by_side)):
+            block = self._side_by_side[: len(part)]
+            block[:, :k], block[:, k:] = part.means.cpu().numpy(), part.variances.cpu().numpy()
+            self._file.write(block.data)
+        self._written += len(gaussians)
+
+    def finish(self) -> FileEntry:
+        """Closes the file and returns its entry."""
+        self.close()
+        if self._written == self._expected:
+            return self._file.entry
+        with self._path.open("r+b") as file:
+            file.write(self._header(self._written))
+        return measure(self._path)
+
+    def close(self) -> None:
+        """Closes the file, whole or not."""
+        self._open.close()
+
+    def _header(self, rows: int) -> bytes:
+        # Of one length whatever `rows` is: NumPy leaves room for an array to grow.
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (rows, 2 * k)})
-        file.reserve(header.tell() + 8 * rows * k)
-        file.write(header.getvalue())
-        both = np.empty((max(1, WRITTEN_BYTES // (8 * k)), 2 * k), dtype="<f4")
-        for batch in batches:
-            for part in batch.chunks(len(both)):
-                block = both[: len(part)]
-                block[:, :k], block[:, k:] = part.means.cpu().numpy(), part.variances.cpu().numpy()
-                file.write(block.data)
-    return file.entry
+        shape = (rows, self._side_by_side.shape[1])
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return header.getvalue()
 
 
 def write_ids(path: Path, ids: pa.Array) -> FileEntry:

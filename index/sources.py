@@ -21,7 +21,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.background import in_order
+from index.background import in_order, read_ahead
 from index.cores import available_cores
 from index.durable import checksum, measure
 from index.errors import InvalidOptionError, SourceError
@@ -29,12 +29,15 @@ from index.formats import SUFFIXES, is_known, read
 from index.row_checks import RowChecker, id_column
 from index.rows import Columns, RejectedRows, RowDefect, SourceBatch, VarianceAs, place
 
-__all__ = ["Columns", "Corpus", "RejectedRows", "SourceBatch", "VarianceAs", "place"]
+__all__ = ["Columns", "Corpus", "RejectedRows", "SourceBatch", "Stamps", "VarianceAs", "place"]
 
 DEFAULT_BATCH_ROWS: Final = 4096
 
 HASHED_BYTES: Final = 1 << 23
 """How much of a file one core hashes at a time."""
+
+
+Stamps = list[tuple[int, int, int]]
 
 
 class Corpus:
@@ -77,6 +80,10 @@ class Corpus:
                 except OSError as error:
                     raise SourceError(f"{file}: cannot be read: {error}") from error
         return checksum(orjson.dumps(identity))
+
+    def stamps(self) -> "Stamps":
+        """What changes when one of the files is written: its inode, size and time of modification."""
+        return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in self.files)]
 
     def batches(
         self,
@@ -129,7 +136,7 @@ class Corpus:
         for index in range(start[0], len(self.files)):
             file = self.files[index]
             first = start[1] if index == start[0] else 0
-            for raw in read(file, self.columns, start=first, batch_rows=batch_rows):
+            for raw in read_ahead(read(file, self.columns, start=first, batch_rows=batch_rows)):
                 yield file, *checker.check(file, index, raw)
 
     def _reported(

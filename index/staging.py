@@ -10,7 +10,7 @@ segments/<id>/    the documents of those segments; unknown to any manifest until
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,11 @@ from index.durable import Syncer, checksum, measure, sync, write_atomically
 from index.encoding import Encoding, MomentAccumulator
 from index.errors import BuildError, SourceError
 from index.manifest import FileEntry
-from index.segments import write_gaussians, write_ids, write_payload
+from index.segments import GaussiansWriter, write_ids, write_payload
 from index.sources import SourceBatch
 from index.storage import IndexDirectory
 
-__all__ = ["BuildPlan", "ReadSegment", "Staging"]
+__all__ = ["BuildPlan", "DocumentWriter", "ReadSegment", "Staging"]
 
 
 class BuildPlan(BaseModel):
@@ -128,7 +128,8 @@ class Staging:
         """Where segment number `ordinal` lies."""
         return self.directory.segments / self.segment_id(ordinal)
 
-    def _record(self, ordinal: int) -> Path:
+    def record(self, ordinal: int) -> Path:
+        """The file that says that the documents of segment number `ordinal` are complete."""
         return self.path / f"{ordinal:05d}.json"
 
     def finished_segments(self) -> list[ReadSegment]:
@@ -137,44 +138,73 @@ class Staging:
         while True:
             folder = self.folder(len(found))
             try:
-                segment = ReadSegment.model_validate_json(self._record(len(found)).read_bytes())
+                segment = ReadSegment.model_validate_json(self.record(len(found)).read_bytes())
                 if any(measure(folder / name) != entry for name, entry in segment.files.items()):
                     return found
             except (FileNotFoundError, ValidationError):
                 return found
             found.append(segment)
 
-    def add_segment(
-        self,
-        ordinal: int,
-        batches: Sequence[SourceBatch],
-        next_record: tuple[int, int],
-        rejected: tuple[int, int],
-        syncer: Syncer,
+
+class _Rest(NamedTuple):
+    """What a batch has beside its Gaussians."""
+
+    file: Path
+    ids: pa.Array
+    payload: pa.Table | None
+
+
+class DocumentWriter:
+    """Writes documents into staged segments, one after the other, as they come: it holds their ids and payload, and of
+    their Gaussians the batch that it is writing.
+
+    They are synced by the time the build publishes. What a power cut takes before that does not match its checksum, and
+    is read again. A context manager, which closes what is open.
+    """
+
+    def __init__(self, staging: Staging, ordinal: int, syncer: Syncer) -> None:
+        self._staging, self._ordinal, self._syncer = staging, ordinal, syncer
+        self._gaussians: GaussiansWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._gaussians is not None:
+            self._gaussians.close()
+
+    def add(self, batch: SourceBatch) -> None:
+        """Appends a batch to the segment, which it begins where there is none."""
+        if self._gaussians is None:
+            folder, k = self._staging.folder(self._ordinal), batch.gaussians.k
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self._gaussians = GaussiansWriter(folder / "gaussians.npy", self._staging.plan.segment_docs, k)
+            self._rest: list[_Rest] = []
+        self._gaussians.write(batch.gaussians)
+        self._rest.append(_Rest(batch.file, batch.ids, batch.payload))
+
+    def finish(
+        self, moments: MomentAccumulator, next_record: tuple[int, int], rejected: tuple[int, int]
     ) -> ReadSegment:
-        """Writes the documents of a segment and then the record that they are complete.
+        """Writes the rest of the segment, and then the record that its documents are complete.
 
-        They are synced by the time the build publishes. What a power cut takes before that does not match its checksum,
-        and is read again.
-
-        `rejected` is the count of rows left out so far and the length of the file that lists them.
+        `moments` are those of its Gaussians, `next_record` is where the corpus goes on, `rejected` the count of rows
+        left out so far and the length of the file that lists them. Raises ValueError where nothing has been added.
         """
-        folder = self.folder(ordinal)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        moments = MomentAccumulator(batches[0].gaussians.k)
-        for batch in batches:
-            moments.update(batch.gaussians)
+        if self._gaussians is None:
+            raise ValueError("a segment has at least one document")
+        folder, rest = self._staging.folder(self._ordinal), self._rest
         files = {
-            "gaussians.npy": write_gaussians(folder / "gaussians.npy", [batch.gaussians for batch in batches]),
-            "ids.arrow": write_ids(folder / "ids.arrow", pa.concat_arrays([batch.ids for batch in batches])),
+            "gaussians.npy": self._gaussians.finish(),
+            "ids.arrow": write_ids(folder / "ids.arrow", pa.concat_arrays([part.ids for part in rest])),
         }
-        payload = _payload(batches)
+        payload = _payload(rest)
         if payload is not None:
             files["payload.arrow"] = write_payload(folder / "payload.arrow", payload)
         segment = ReadSegment(
             documents=moments.count,
-            k=batches[0].gaussians.k,
+            k=len(moments.mean),
             next_record=next_record,
             rejected=rejected[0],
             rejected_bytes=rejected[1],
@@ -184,8 +214,10 @@ class Staging:
             variance_sum=moments.variance_sum.tolist(),
         )
         for name in files:
-            syncer.sync(folder / name)
-        write_atomically(self._record(ordinal), segment.model_dump_json().encode(), synced=False)
+            self._syncer.sync(folder / name)
+        write_atomically(self._staging.record(self._ordinal), segment.model_dump_json().encode(), synced=False)
+        self._gaussians, self._rest = None, []
+        self._ordinal += 1
         return segment
 
 
@@ -205,7 +237,7 @@ def _require_same(plan_file: Path, unfinished: BuildPlan, plan: BuildPlan) -> No
         )
 
 
-def _payload(batches: Sequence[SourceBatch]) -> pa.Table | None:
+def _payload(batches: Sequence[_Rest]) -> pa.Table | None:
     """One table of the batches' payloads, null where a file has no such column; None where there are no columns."""
     tables = [
         # A table without columns has no rows, so a column of nothing keeps the place of files without payload.

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import index.background
+import index.build_encoding
 import index.durable
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.durable import checksum
@@ -142,7 +142,7 @@ def try_all(folder: Path, how: str, stride: int) -> None:
             if how != "kill":
                 # One thing after the other, so that a moment is the same at every try. Kills hit a build that works on
                 # several segments, as builds do.
-                index.background.SEGMENTS_AT_WORK = 1
+                index.build_encoding.available_cores = lambda: 1  # type: ignore[attr-defined]
                 index.durable.Syncer.sync = lambda _, path: index.durable.sync(path)  # type: ignore[assignment,method-assign]
             arm(how, moment)
             return build(folder, directory)

@@ -1,7 +1,6 @@
 """The batch build: what it publishes, when it has nothing to do, and what it says on the way."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ import pyarrow.feather
 import pytest
 import torch
 
-import index.segment_encoder
+import index.build_encoding
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index.build_reading import BATCHES_AHEAD
 from index.errors import SourceError
-from index.sources import SourceBatch
-from index.staging import ReadSegment, Staging
+from index.row_checks import RowChecker
+from index.sources import DEFAULT_BATCH_ROWS, SourceBatch
+from index.staging import DocumentWriter
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 from tests.rankings import assert_exact, assert_identical, exact_scores, ids_of
 
@@ -73,7 +74,7 @@ def test_documents_encoded_in_several_blocks_are_those_encoded_in_one(
 ) -> None:
     documents = random_gaussians(50, 3)
     whole = make_index(documents, name="whole", encoding=encoding)
-    monkeypatch.setattr(index.segment_encoder, "ENCODE_ROWS", 7)
+    monkeypatch.setattr(index.build_encoding, "BLOCK_NUMBERS", 7 * encoding.width(3))
     cut = make_index(documents, name="cut", encoding=encoding)
     assert [entry.blake3 for entry in cut.verify().segments] == [entry.blake3 for entry in whole.verify().segments]
 
@@ -157,24 +158,31 @@ def test_a_build_says_how_far_it_is(tmp_path: Path) -> None:
     assert summary.seconds > 0
 
 
-def test_the_corpus_streams_through_memory_two_segments_at_a_time(
+def test_the_corpus_streams_through_memory_a_few_batches_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[int] = []
-    progress = Recorder()
-    real = Staging.add_segment
+    checked, written, most = 0, 0, 0
+    check, add = RowChecker.check, DocumentWriter.add
 
-    def add_segment(staging: Staging, ordinal: int, batches: Sequence[SourceBatch], *rest: Any) -> ReadSegment:
-        written.append(sum(map(len, batches)))
-        # While this segment is written, the next one may be read, and nothing beyond it.
-        assert sum(progress.phases[-1][2]) <= sum(written) + rows
-        return real(staging, ordinal, batches, *rest)
+    def counting_check(*arguments: Any) -> Any:
+        nonlocal checked, most
+        checked += 1
+        most = max(most, checked - written)
+        return check(*arguments)
 
-    monkeypatch.setattr(Staging, "add_segment", add_segment)
-    n, rows = 20_000, 4000
+    def counting_add(writer: DocumentWriter, batch: SourceBatch) -> None:
+        nonlocal written
+        add(writer, batch)
+        written += 1
+
+    monkeypatch.setattr(RowChecker, "check", counting_check)
+    monkeypatch.setattr(DocumentWriter, "add", counting_add)
+    n = 40 * DEFAULT_BATCH_ROWS
     corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(n, 1))
-    build_index([corpus], IndexDirectory(tmp_path / "index"), BuildOptions(segment_docs=rows), progress)
-    assert written == [rows] * (n // rows)
+    build_index([corpus], IndexDirectory(tmp_path / "index"), BuildOptions(segment_docs=n))
+    assert checked == written == 40
+    # Those that wait, the one that is written, and the one that has just been checked.
+    assert most <= BATCHES_AHEAD + 2
 
 
 @pytest.mark.parametrize("variance_as", ["variance", "logvar", "std"])

@@ -1,6 +1,8 @@
 """Corpora that cannot be indexed as they are: nothing of them stays in the way of the corrected build."""
 
+import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import index.staging
 from index import BuildOptions, Corpus, IndexDirectory, LocalSearcher, build_index
 from index.errors import BuildError, DuplicateIdError, SourceError
+from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
+from tests.serving import PATIENCE
 
 SKIP = BuildOptions(segment_docs=4, on_error="skip")
 
@@ -175,15 +178,15 @@ def test_no_skipped_row_is_listed_twice_by_a_build_that_resumes(
     tmp_path: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, finished: int
 ) -> None:
     corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
-    real, ordinals = index.staging.Staging.add_segment, iter(range(10))
+    finish, ordinals = DocumentWriter.finish, itertools.count()
 
-    def add_segment(*arguments: Any) -> index.staging.ReadSegment:
+    def finish_some(*arguments: Any) -> Any:
         if next(ordinals) == finished:
             raise OSError("the disk is gone")
-        return real(*arguments)
+        return finish(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index.staging.Staging, "add_segment", add_segment)
+        patch.setattr(DocumentWriter, "finish", finish_some)
         with pytest.raises(OSError, match="the disk is gone"):
             build_index([corpus], directory, SKIP)
     summary = build_index([corpus], directory, SKIP)
@@ -202,10 +205,16 @@ def test_a_file_that_cannot_be_written_to_stops_the_build(tmp_path: Path, direct
 
 @pytest.fixture
 def open_files() -> Iterator[None]:
-    """Fails a test that leaves files open."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    """Fails a test that leaves files open. A file that is read ahead is closed by the thread that reads it."""
+
+    def count() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before, deadline = count(), time.monotonic() + PATIENCE
     yield
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    while count() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")

@@ -1,6 +1,7 @@
 """What an unfinished build allows in its directory: it goes on, and another one is refused unless it restarts."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -14,11 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import index.build_encoding
 import index.durable
 from index import BuildOptions, IndexDirectory, Manifest, build_index
 from index.errors import BuildError, IndexLockedError
-from index.segment_encoder import SegmentEncoder
-from index.staging import Staging
+from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
 
 OPTIONS = BuildOptions(segment_docs=4)
@@ -35,7 +36,7 @@ def unfinished(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     directory = IndexDirectory(tmp_path / "index")
     build_index([write_corpus(tmp_path / "live.parquet", random_gaussians(6, 3))], directory)
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentEncoder, "write", failing(OSError(errno.EIO, "the disk fails")))
+        patch.setattr(index.build_encoding, "write_vectors", failing(OSError(errno.EIO, "the disk fails")))
         with pytest.raises(OSError, match="the disk fails"):
             build_index([corpus], directory, OPTIONS)
     return directory
@@ -70,16 +71,16 @@ def test_a_resumed_build_writes_the_bytes_of_an_uninterrupted_one(
         rows = pq.read_table(path).to_pylist()
         path = tmp_path / "corpus.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options, add_segment = BuildOptions(segment_docs=2500), Staging.add_segment
+    options, finish, ordinals = BuildOptions(segment_docs=2500), DocumentWriter.finish, itertools.count()
 
-    def add_some(staging: Any, ordinal: int, *rest: Any) -> Any:
-        if ordinal == finished:
+    def finish_some(*arguments: Any) -> Any:
+        if next(ordinals) == finished:
             raise OSError("the disk fails")
-        return add_segment(staging, ordinal, *rest)
+        return finish(*arguments)
 
     build_index([path], IndexDirectory(tmp_path / "whole"), options)
     with monkeypatch.context() as patch:
-        patch.setattr(Staging, "add_segment", add_some)
+        patch.setattr(DocumentWriter, "finish", finish_some)
         with pytest.raises(OSError, match="the disk fails"):
             build_index([path], IndexDirectory(tmp_path / "resumed"), options)
     resumed = build_index([path], IndexDirectory(tmp_path / "resumed"), options)

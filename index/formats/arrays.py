@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -77,26 +76,21 @@ def read_npz(request: ReadRequest) -> Iterator[RawBatch]:
     id: (n,) integers, text ('U') or UTF-8 bytes ('S'). mean, variance: (n, k) floats or integers. Any other member must
     be payload: (n,) booleans, numbers, text or UTF-8 bytes, or (n, w) booleans or numbers.
     """
-    with zipfile.ZipFile(request.path) as archive, ExitStack() as held:
-        members = [(entry.filename, held.enter_context(archive.open(entry))) for entry in archive.infolist()]
-        # Entered last: it has to end before what it reads from is closed.
-        reader = held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="gaussearch-npz"))
-        arrays: list[_Array] = [_NpyMember(request.path, name, file, reader) for name, file in members]
+    with zipfile.ZipFile(request.path) as archive, ExitStack() as members:
+        arrays: list[_Array] = [
+            _NpyMember(request.path, entry.filename, members.enter_context(archive.open(entry)))
+            for entry in archive.infolist()
+        ]
         yield from _read_arrays(request, arrays)
 
 
 class _NpyMember:
-    """A .npy file inside a zip, read from front to back.
+    """A .npy file inside a zip, read from front to back."""
 
-    The next rows are read, unpacked and compared with their checksum by `reader` while those before are looked at.
-    """
-
-    def __init__(self, path: Path, member: str, file: IO[bytes], reader: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Path, member: str, file: IO[bytes]) -> None:
         self.name = member.removesuffix(".npy")
         self._what = f"{path}: array {self.name!r}"
         self._file = file
-        self._reader = reader
-        self._next: Future[bytes] | None = None
         try:
             version = npy.read_magic(file)
             if version not in ((1, 0), (2, 0)):
@@ -129,13 +123,10 @@ class _NpyMember:
             left -= read
 
     def read(self, rows: int) -> pa.Array:
-        data = self._next.result() if self._next else self._file.read(rows * self.row_bytes)
+        data = self._file.read(rows * self.row_bytes)
         if len(data) != rows * self.row_bytes:
             raise EOFError(f"array {self.name!r} ends early")
         self._unread -= rows
-        # All reads but the last are of equally many rows.
-        ahead = min(rows, self._unread)
-        self._next = self._reader.submit(self._file.read, ahead * self.row_bytes) if ahead else None
         # Asking beyond the last row also makes zipfile compare its checksum.
         if self._unread == 0 and self._file.read(1):
             raise EOFError(f"array {self.name!r} goes on after its last row")

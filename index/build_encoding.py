@@ -1,0 +1,163 @@
+"""The second half of a build: the staged segments are encoded and written as FAISS indexes.
+
+On a processor each core makes one segment, block after block: encoded, hashed and written while the block is in its
+cache. That shares the work out without handing anything over from one thread to another.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from index.background import in_order
+from index.cores import available_cores, one_core_each
+from index.durable import Syncer
+from index.encoding import Encoding, Standardisation, encode_documents
+from index.errors import InvalidGaussiansError
+from index.gaussians import Gaussians
+from index.manifest import FORMAT_VERSION, FileEntry, SegmentEntry, SegmentManifest
+from index.progress import Progress
+from index.segments import complete_segment, find_segment
+from index.staging import ReadSegment, Staging
+from index.vectors import write_vectors
+
+__all__ = ["NotEncodableError", "encode_segments"]
+
+BLOCK_NUMBERS = 1 << 20
+"""Numbers of vectors (4 MiB) that are encoded, hashed and written at a time: they stay in the processor's cache."""
+GPU_BLOCK_NUMBERS = 1 << 25
+"""The same for a GPU (128 MiB), for which starting an operation must cost little beside doing it."""
+SEGMENTS_ON_GPU = 2
+"""Segments whose vectors a GPU makes at a time: one is hashed and written while it encodes the other."""
+
+Block = npt.NDArray[np.float32]
+
+
+class NotEncodableError(Exception):
+    """A document whose vector float32 cannot hold: `row` of the segment that lies in `folder`.
+
+    For the build, which knows what the document is called.
+    """
+
+    def __init__(self, error: InvalidGaussiansError, folder: Path) -> None:
+        super().__init__(str(error))
+        self.folder, self.row = folder, error.row or 0
+
+
+class _Staged(NamedTuple):
+    """A segment that has been read, and its documents (n, 2k), means | variances."""
+
+    folder: Path
+    read: ReadSegment
+    gaussians: Block
+
+
+def encode_segments(
+    staging: Staging,
+    segments: Sequence[ReadSegment],
+    standardisation: Standardisation,
+    device: torch.device,
+    progress: Progress,
+    syncer: Syncer,
+    proceed: Callable[[], object],
+) -> list[SegmentEntry]:
+    """Makes the segments that have been read complete, but for those that an earlier run has completed.
+
+    `proceed` is called before each; what it raises ends the work. Raises NotEncodableError for a document that float32
+    cannot hold, and OSError.
+    """
+
+    def staged() -> Iterator[_Staged]:
+        for ordinal, segment in enumerate(segments):
+            proceed()
+            folder = staging.folder(ordinal)
+            # Here and not in the threads: NumPy parses the header as Python, in which CPython 3.11 fails now and then
+            # when two threads do it (SystemError: AST constructor recursion depth mismatch).
+            # Mapped for writing, in private, because torch takes no memory that it must not write to.
+            yield _Staged(folder, segment, np.load(folder / "gaussians.npy", mmap_mode="c", allow_pickle=False))
+
+    complete = partial(_complete, staging.plan.encoding, standardisation, device, progress, syncer)
+    at_work = available_cores() if device.type == "cpu" else SEGMENTS_ON_GPU
+    with one_core_each(at_work) as threads:
+        return list(in_order(threads, complete, staged(), ahead=at_work - 1))
+
+
+def _complete(
+    encoding: Encoding,
+    standardisation: Standardisation,
+    device: torch.device,
+    progress: Progress,
+    syncer: Syncer,
+    staged: _Staged,
+) -> SegmentEntry:
+    """Writes the vectors of a segment, and then the manifest that makes it whole."""
+    folder, read, gaussians = staged
+    finished = find_segment(folder, read.documents)
+    if finished is not None:
+        progress.advance(read.documents)
+        return finished
+    try:
+        file = folder / "vectors.faiss"
+        vectors, max_norm = _write_encoded(file, gaussians, encoding, standardisation, device, progress.advance)
+    except InvalidGaussiansError as error:
+        raise NotEncodableError(error, folder) from error
+    syncer.sync(file)
+    manifest = SegmentManifest(
+        format_version=FORMAT_VERSION,
+        id=folder.name,
+        documents=read.documents,
+        k=read.k,
+        encoding=encoding,
+        max_norm=max_norm,
+        files={**read.files, "vectors.faiss": vectors},
+    )
+    entry = complete_segment(folder, manifest)
+    syncer.sync(folder / "segment.json")
+    return entry
+
+
+def _write_encoded(
+    path: Path,
+    gaussians: Block,
+    encoding: Encoding,
+    standardisation: Standardisation,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> tuple[FileEntry, float]:
+    """Writes the vectors of documents (n, 2k), means | variances, encoded on `device`, to a FAISS index at `path`.
+
+    Returns the file's entry and the largest L2 norm of a vector. `advance` is told how many more documents are done.
+    Raises InvalidGaussiansError with the row whose vector does not fit float32.
+    """
+    documents, k = len(gaussians), gaussians.shape[1] // 2
+    width, largest = encoding.width(k), 0.0
+    numbers = BLOCK_NUMBERS if device.type == "cpu" else GPU_BLOCK_NUMBERS
+    memory = torch.empty(max(1, min(documents, numbers // width)), width)
+
+    def blocks() -> Iterator[Block]:
+        nonlocal largest
+        for start in range(0, documents, len(memory)):
+            block = torch.from_numpy(gaussians[start : start + len(memory)]).to(device)
+            vectors = memory[: len(block)]
+            try:
+                encode_documents(Gaussians(block[:, :k], block[:, k:]), encoding, standardisation, out=vectors)
+            except InvalidGaussiansError as error:
+                raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
+            largest = max(largest, _largest_norm(vectors.numpy()))
+            yield vectors.numpy()
+            advance(len(vectors))
+
+    return write_vectors(path, documents, width, blocks()), largest
+
+
+def _largest_norm(vectors: Block) -> float:
+    largest = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors).max()))
+    if math.isfinite(largest):
+        return largest
+    # The square of a large float32 is not one; float64 takes seven times as long, and holds it.
+    return float(np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1).max()))
