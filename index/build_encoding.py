@@ -1,7 +1,8 @@
 """The second half of a build: the staged segments are encoded and written as FAISS indexes.
 
-On a processor each core makes one segment, block after block: encoded, hashed and written while the block is in its
-cache. That shares the work out without handing anything over from one thread to another.
+Each core makes one segment, block after block: encoded, hashed and written while the block is in its cache. That shares
+the work out without handing anything over from one thread to another, which costs more than it saves: threads that
+encoded for others to write took a tenth longer on two cores.
 """
 
 import math
@@ -32,8 +33,8 @@ BLOCK_NUMBERS = 1 << 20
 """Numbers of vectors (4 MiB) that are encoded, hashed and written at a time: they stay in the processor's cache."""
 GPU_BLOCK_NUMBERS = 1 << 25
 """The same for a GPU (128 MiB), for which starting an operation must cost little beside doing it."""
-SEGMENTS_ON_GPU = 2
-"""Segments whose vectors a GPU makes at a time: one is hashed and written while it encodes the other."""
+SEGMENTS_WAITING = 1
+"""Segments at work beyond one a core, or one on a GPU: they use what the others leave while they wait for the disk."""
 
 Block = npt.NDArray[np.float32]
 
@@ -82,7 +83,7 @@ def encode_segments(
             yield _Staged(folder, segment, np.load(folder / "gaussians.npy", mmap_mode="c", allow_pickle=False))
 
     complete = partial(_complete, staging.plan.encoding, standardisation, device, progress, syncer)
-    at_work = available_cores() if device.type == "cpu" else SEGMENTS_ON_GPU
+    at_work = (available_cores() if device.type == "cpu" else 1) + SEGMENTS_WAITING
     with one_core_each(at_work) as threads:
         return list(in_order(threads, complete, staged(), ahead=at_work - 1))
 
@@ -137,12 +138,14 @@ def _write_encoded(
     documents, k = len(gaussians), gaussians.shape[1] // 2
     width, largest = encoding.width(k), 0.0
     numbers = BLOCK_NUMBERS if device.type == "cpu" else GPU_BLOCK_NUMBERS
-    memory = torch.empty(max(1, min(documents, numbers // width)), width)
+    rows = max(1, min(documents, numbers // width))
+    # Taken once: new memory for each block would have to be mapped and cleared.
+    memory = torch.empty(rows, width)
 
     def blocks() -> Iterator[Block]:
         nonlocal largest
-        for start in range(0, documents, len(memory)):
-            block = torch.from_numpy(gaussians[start : start + len(memory)]).to(device)
+        for start in range(0, documents, rows):
+            block = torch.from_numpy(gaussians[start : start + rows]).to(device)
             vectors = memory[: len(block)]
             try:
                 encode_documents(Gaussians(block[:, :k], block[:, k:]), encoding, standardisation, out=vectors)

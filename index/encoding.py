@@ -47,8 +47,6 @@ __all__ = [
 
 CHUNK_ELEMENTS = 1 << 17
 """Gaussian components handled at a time on a CPU: 1 MiB per float64 temporary, so that a few stay in a cache."""
-MOMENTS_ELEMENTS = 1 << 16
-"""The same for moments, which are fitted by one core."""
 GPU_CHUNK_ELEMENTS = 1 << 24
 """The same elsewhere: 128 MiB per temporary, so that starting an operation costs little beside doing it."""
 
@@ -143,7 +141,7 @@ class MomentAccumulator:
     def update(self, gaussians: Gaussians) -> None:
         """Adds a batch of any size; its dimensions must be the accumulator's k."""
         gaussians.require_dimensions(len(self.mean))
-        for part in gaussians.chunks(max(1, MOMENTS_ELEMENTS // gaussians.k)):
+        for part in gaussians.chunks(max(1, CHUNK_ELEMENTS // gaussians.k)):
             deviations = _float64(part.means)
             batch = MomentAccumulator(part.k)
             batch.count = len(part)

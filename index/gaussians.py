@@ -92,7 +92,7 @@ class Gaussians:
 
     def __getitem__(self, rows: slice | Tensor) -> "Gaussians":
         """The Gaussians at a slice (as a view) or at an integer tensor of row numbers."""
-        return self._trusted(self.means[rows], self.variances[rows])
+        return self.unchecked(self.means[rows], self.variances[rows])
 
     def chunks(self, rows: int) -> Iterator["Gaussians"]:
         """Views of at most `rows` rows each, in order."""
@@ -119,7 +119,7 @@ class Gaussians:
                     row=defect.row,
                     component=defect.component,
                 )
-        return self._trusted(means, variances)
+        return self.unchecked(means, variances)
 
     @classmethod
     def concatenate(cls, batches: "list[Gaussians]") -> "Gaussians":
@@ -128,11 +128,14 @@ class Gaussians:
             return batches[0]
         if len({batch.means.dtype for batch in batches}) > 1:
             batches = [batch.to(dtype=torch.float64) for batch in batches]
-        return cls._trusted(torch.cat([b.means for b in batches]), torch.cat([b.variances for b in batches]))
+        return cls.unchecked(torch.cat([b.means for b in batches]), torch.cat([b.variances for b in batches]))
 
     @classmethod
-    def _trusted(cls, means: Tensor, variances: Tensor) -> "Gaussians":
-        """Skips validation, for tensors that come out of Gaussians already validated."""
+    def unchecked(cls, means: Tensor, variances: Tensor) -> "Gaussians":
+        """Gaussians of tensors that have been checked: those of other Gaussians, or in which `find_defects` found none.
+
+        They need the form that the class describes, and no graph of autograd.
+        """
         made = object.__new__(cls)
         object.__setattr__(made, "means", means)
         object.__setattr__(made, "variances", variances)

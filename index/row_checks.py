@@ -62,7 +62,7 @@ class RowChecker:
             ordinals=raw.ordinals[found.good],
             next_row=raw.next_row,
             ids=(ids if everything else ids.filter(mask)).cast(pa.string()),
-            gaussians=Gaussians(means, variances),
+            gaussians=Gaussians.unchecked(means, variances),
             payload=payload if payload is None or everything else payload.filter(mask),
         )
         return batch, defects

@@ -37,7 +37,7 @@ __all__ = [
     "write_payload",
 ]
 
-WRITTEN_BYTES = 1 << 19
+WRITTEN_BYTES = 1 << 20
 """Gaussians put side by side, hashed and written at a time: as much as stays in a core's cache."""
 
 

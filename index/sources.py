@@ -9,7 +9,7 @@ import glob
 import os
 import sys
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from functools import partial
@@ -31,7 +31,7 @@ from index.rows import Columns, RejectedRows, RowDefect, SourceBatch, VarianceAs
 
 __all__ = ["Columns", "Corpus", "RejectedRows", "SourceBatch", "Stamps", "VarianceAs", "place"]
 
-DEFAULT_BATCH_ROWS: Final = 4096
+DEFAULT_BATCH_ROWS: Final = 8192
 
 HASHED_BYTES: Final = 1 << 23
 """How much of a file one core hashes at a time."""
@@ -110,7 +110,7 @@ class Corpus:
             raise InvalidOptionError(f"the corpus of {len(self.files)} files cannot be started at {start}")
         if k is None and start != (0, 0):
             k = self._width(batch_rows)
-        return self._reported(self._checked(start, batch_rows, k), cut_every or sys.maxsize)
+        return self._reported(read_ahead(self._checked(start, batch_rows, k)), cut_every or sys.maxsize)
 
     def locate(self, wanted: Collection[str]) -> dict[str, list[str]]:
         """For each wanted id, every place in the corpus where it stands ("docs.jsonl line 12"), in order.
@@ -131,12 +131,12 @@ class Corpus:
 
     def _checked(
         self, start: tuple[int, int], batch_rows: int, k: int | None
-    ) -> Iterator[tuple[Path, SourceBatch | None, list[RowDefect]]]:
+    ) -> Generator[tuple[Path, SourceBatch | None, list[RowDefect]]]:
         checker = RowChecker(self.columns, self.variance_as, k)
         for index in range(start[0], len(self.files)):
             file = self.files[index]
             first = start[1] if index == start[0] else 0
-            for raw in read_ahead(read(file, self.columns, start=first, batch_rows=batch_rows)):
+            for raw in read(file, self.columns, start=first, batch_rows=batch_rows):
                 yield file, *checker.check(file, index, raw)
 
     def _reported(

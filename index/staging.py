@@ -156,7 +156,7 @@ class _Rest(NamedTuple):
 
 class DocumentWriter:
     """Writes documents into staged segments, one after the other, as they come: it holds their ids and payload, and of
-    their Gaussians the batch that it is writing.
+    their Gaussians nothing.
 
     They are synced by the time the build publishes. What a power cut takes before that does not match its checksum, and
     is read again. A context manager, which closes what is open.
@@ -173,6 +173,11 @@ class DocumentWriter:
         if self._gaussians is not None:
             self._gaussians.close()
 
+    @property
+    def documents(self) -> int:
+        """How many there are in the segment that is being written."""
+        return 0 if self._gaussians is None else self._moments.count
+
     def add(self, batch: SourceBatch) -> None:
         """Appends a batch to the segment, which it begins where there is none."""
         if self._gaussians is None:
@@ -180,26 +185,26 @@ class DocumentWriter:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             self._gaussians = GaussiansWriter(folder / "gaussians.npy", self._staging.plan.segment_docs, k)
+            self._moments = MomentAccumulator(k)
             self._rest: list[_Rest] = []
         self._gaussians.write(batch.gaussians)
+        self._moments.update(batch.gaussians)
         self._rest.append(_Rest(batch.file, batch.ids, batch.payload))
 
-    def finish(
-        self, moments: MomentAccumulator, next_record: tuple[int, int], rejected: tuple[int, int]
-    ) -> ReadSegment:
+    def finish(self, next_record: tuple[int, int], rejected: tuple[int, int]) -> ReadSegment:
         """Writes the rest of the segment, and then the record that its documents are complete.
 
-        `moments` are those of its Gaussians, `next_record` is where the corpus goes on, `rejected` the count of rows
-        left out so far and the length of the file that lists them. Raises ValueError where nothing has been added.
+        `next_record` is where the corpus goes on, `rejected` the count of rows left out so far and the length of the
+        file that lists them. Raises ValueError where nothing has been added.
         """
         if self._gaussians is None:
             raise ValueError("a segment has at least one document")
-        folder, rest = self._staging.folder(self._ordinal), self._rest
+        folder, moments = self._staging.folder(self._ordinal), self._moments
         files = {
             "gaussians.npy": self._gaussians.finish(),
-            "ids.arrow": write_ids(folder / "ids.arrow", pa.concat_arrays([part.ids for part in rest])),
+            "ids.arrow": write_ids(folder / "ids.arrow", pa.concat_arrays([part.ids for part in self._rest])),
         }
-        payload = _payload(rest)
+        payload = _payload(self._rest)
         if payload is not None:
             files["payload.arrow"] = write_payload(folder / "payload.arrow", payload)
         segment = ReadSegment(
@@ -216,7 +221,7 @@ class DocumentWriter:
         for name in files:
             self._syncer.sync(folder / name)
         write_atomically(self._staging.record(self._ordinal), segment.model_dump_json().encode(), synced=False)
-        self._gaussians, self._rest = None, []
+        self._gaussians = None
         self._ordinal += 1
         return segment
 

@@ -138,13 +138,17 @@ def repeating(operation: Callable[[], float]) -> Contender:
 
 
 def once(operation: Callable[[], float], tidy: Callable[[], object]) -> Contender:
-    """A contender whose turn is one operation, however long it takes; `tidy` follows it and is not timed."""
+    """A contender whose turn is one operation, however long it takes; `tidy` follows it and is not timed.
+
+    Neither is the wait for the disk, so that nobody's writing or removing is left for the next one's turn.
+    """
 
     def work(_: float) -> Turn:
         started = time.perf_counter()
         done = operation()
         seconds = time.perf_counter() - started
         tidy()
+        os.sync()
         return Turn(done, seconds, [seconds])
 
     return work

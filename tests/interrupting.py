@@ -143,6 +143,7 @@ def try_all(folder: Path, how: str, stride: int) -> None:
                 # One thing after the other, so that a moment is the same at every try. Kills hit a build that works on
                 # several segments, as builds do.
                 index.build_encoding.available_cores = lambda: 1  # type: ignore[attr-defined]
+                index.build_encoding.SEGMENTS_WAITING = 0
                 index.durable.Syncer.sync = lambda _, path: index.durable.sync(path)  # type: ignore[assignment,method-assign]
             arm(how, moment)
             return build(folder, directory)

@@ -6,7 +6,7 @@ checked by index.row_checks. All but the pickle's hold no more than a batch (or 
 
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,7 @@ def is_known(path: Path) -> bool:
     return known and (base_suffix(path) == path.suffix.lower() or path.suffix.lower() in COMPRESSIONS)
 
 
-def read(path: Path, columns: Columns, *, start: int, batch_rows: int, ids_only: bool = False) -> Generator[RawBatch]:
+def read(path: Path, columns: Columns, *, start: int, batch_rows: int, ids_only: bool = False) -> Iterator[RawBatch]:
     """The batches of a file from record `start` on, at most `batch_rows` rows each; with `ids_only`, of the ids alone.
 
     Raises SourceError naming the file where it is missing, cut short, broken, or not of the form its suffix promises.
