@@ -147,10 +147,14 @@ def _write_encoded(
         for start in range(0, documents, rows):
             block = torch.from_numpy(gaussians[start : start + rows]).to(device)
             vectors = memory[: len(block)]
+            # On a GPU there first: straight into the memory of the host, each column would be a copy of its own.
+            out = vectors if device.type == "cpu" else None
             try:
-                encode_documents(Gaussians(block[:, :k], block[:, k:]), encoding, standardisation, out=vectors)
+                encoded = encode_documents(Gaussians(block[:, :k], block[:, k:]), encoding, standardisation, out=out)
             except InvalidGaussiansError as error:
                 raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
+            if out is None:
+                vectors.copy_(encoded)
             largest = max(largest, _largest_norm(vectors.numpy()))
             yield vectors.numpy()
             advance(len(vectors))

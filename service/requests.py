@@ -26,6 +26,9 @@ __all__ = ["Body", "deadline_of", "read_body", "require_key", "wait_for"]
 Body = TypeVar("Body", bound=BaseModel)
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
+WATCHED_AFTER = 0.05
+"""Seconds after which a request that is still waiting is worth a task that sees when its client goes away."""
+
 
 def require_key(request: Request, keys: list[bytes]) -> None:
     """Raises UnauthorizedError unless the request carries one of the keys, or there are none.
@@ -110,19 +113,28 @@ async def wait_for(future: "asyncio.Future[Found]", request: Request, deadline: 
     Raises DeadlineExceededError or ClientDisconnect.
     """
     loop = asyncio.get_running_loop()
-    # A task and a timer that end the one future that is awaited: asyncio.wait, which waits for several, takes longer.
-    gone = loop.create_task(_disconnected(request))
-    gone.add_done_callback(lambda _: future.cancel())
-    late = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
+    gone: asyncio.Task[None] | None = None
+
+    def watch() -> None:
+        nonlocal gone
+        gone = loop.create_task(_disconnected(request))
+        gone.add_done_callback(lambda _: future.cancel())
+
+    timers = (
+        loop.call_later(WATCHED_AFTER, watch),
+        loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future),
+    )
     try:
         return await future
     except asyncio.CancelledError:
-        if gone.done():
+        if gone is not None and gone.done():
             raise ClientDisconnect from None
         raise
     finally:
-        late.cancel()
-        gone.cancel()
+        for timer in timers:
+            timer.cancel()
+        if gone is not None:
+            gone.cancel()
         future.cancel()
 
 
