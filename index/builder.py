@@ -192,7 +192,7 @@ class _Build:
 
     def _where(self, error: NotEncodableError) -> SourceError:
         """The error about a document whose vector does not fit float32, which only the whole corpus can tell."""
-        document_id = read_ids(error.folder / "ids.arrow")[error.row]
+        document_id = read_ids(error.folder / "ids.arrow")[error.row].as_py()
         (places,) = self.corpus.locate([document_id]).values()
         _, _, reason = str(error).partition(": ")
         return SourceError(f"{places[0]}, document {document_id!r}: {reason}. Correct the row, or leave it out")
