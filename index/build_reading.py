@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from index.cores import torch_on_one_core
 from index.durable import Syncer
 from index.progress import Progress
 from index.sources import Corpus, RejectedRows
@@ -41,7 +42,7 @@ def read_segments(
         return (earlier + rejected.count, rejected.path.stat().st_size) if rejected is not None else (0, 0)
 
     segments, segment_docs = [], staging.plan.segment_docs
-    with rejected or nullcontext(), DocumentWriter(staging, len(finished), syncer) as writer:
+    with rejected or nullcontext(), torch_on_one_core(), DocumentWriter(staging, len(finished), syncer) as writer:
         for batch in corpus.batches(start=start, cut_every=segment_docs):
             writer.add(batch)
             progress.advance(len(batch))

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -142,13 +141,13 @@ class MomentAccumulator:
         """Adds a batch of any size; its dimensions must be the accumulator's k."""
         gaussians.require_dimensions(len(self.mean))
         for part in gaussians.chunks(max(1, CHUNK_ELEMENTS // gaussians.k)):
-            deviations = _float64(part.means)
+            deviations = part.means.cpu().to(torch.float64, copy=True)
+            mean = deviations.mean(dim=0)
             batch = MomentAccumulator(part.k)
             batch.count = len(part)
-            batch.mean = deviations.mean(axis=0)
-            deviations -= batch.mean
-            batch.squared_deviations = np.einsum("ij,ij->j", deviations, deviations)
-            batch.variance_sum = _float64(part.variances).sum(axis=0)
+            batch.mean = mean.numpy()
+            batch.squared_deviations = deviations.sub_(mean).square_().sum(dim=0).numpy()
+            batch.variance_sum = part.variances.cpu().double().sum(dim=0).numpy()
             self.merge(batch)
 
     def merge(self, other: "MomentAccumulator") -> None:
@@ -168,14 +167,6 @@ class MomentAccumulator:
             raise ValueError("no documents to fit a standardisation on")
         scale = np.sqrt((self.squared_deviations + self.variance_sum) / self.count)
         return Standardisation(torch.from_numpy(self.mean.copy()), torch.from_numpy(scale))
-
-
-def _float64(tensor: Tensor) -> npt.NDArray[np.float64]:
-    """A copy in host memory."""
-    if tensor.dtype is torch.bfloat16:
-        return tensor.cpu().double().numpy()
-    # NumPy converts on this core; torch would wait for another one, which may be busy.
-    return tensor.cpu().numpy().astype(np.float64)
 
 
 def encode_documents(
