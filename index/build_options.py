@@ -18,10 +18,13 @@ class BuildOptions(BaseModel):
 
     kind: Annotated[Literal["flat"], Field(description="Index kind. flat scans every document.")] = "flat"
     encoding: Annotated[
-        Encoding, Field(description="Vector form of a Gaussian: simplified (3k+1 numbers), full (3k+2), folded (2k+1).")
+        Encoding,
+        Field(
+            description="Vectors on disk: simplified (3k+1 numbers), full (3k+2) or folded (2k+1). All find the same."
+        ),
     ] = Encoding.SIMPLIFIED
     segment_docs: Annotated[
-        int, Field(ge=1, le=10_000_000, description="Documents per segment, which bounds a build's memory.")
+        int, Field(ge=1, le=10_000_000, description="Documents per segment: what an interrupted build keeps.")
     ] = 25_000
     device: Annotated[str, Field(description="Where to encode: auto, cpu, cuda or cuda:N.")] = "auto"
     id_column: Annotated[str, Field(description="Column of the document ids, strings or integers.")] = "id"

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +15,7 @@ from index.encoding import Encoding, encode_queries, inner_product_error, negati
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.segments import Segment
-from index.vectors import FlatVectors, GpuResources, matrix_products, set_threads
+from index.vectors import FlatVectors, gpu_resources, matrix_products, set_threads
 
 __all__ = ["Scanner"]
 
@@ -50,8 +49,8 @@ class Scanner:
         self.device = device
         self._standardisation = manifest.standardisation.restore()
         self._max_norm = max(segment.manifest.max_norm for segment in segments)
-        gpu = GpuResources(device) if device.type == "cuda" else None
-        self._gpu_turn = threading.Lock() if gpu else None
+        gpu = gpu_resources(device) if device.type == "cuda" else None
+        self._gpu_turn = gpu.turn if gpu else None
         stored_width = manifest.encoding.width(manifest.k)
         vectors_of_all: list[FlatVectors] = []
         for segment in segments:

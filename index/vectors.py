@@ -5,8 +5,10 @@ can fail without an error; GPU indexes take k up to 2048 and are not safe for co
 """
 
 import contextlib
+import functools
 import importlib
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,15 @@ from index.encoding import Encoding, fold_documents
 from index.errors import BuildError, CorruptIndexError, DeviceUnavailableError
 from index.manifest import FileEntry
 
-__all__ = ["FlatVectors", "GpuResources", "matrix_products", "resolve_device", "set_threads", "write_vectors"]
+__all__ = [
+    "FlatVectors",
+    "GpuResources",
+    "gpu_resources",
+    "matrix_products",
+    "resolve_device",
+    "set_threads",
+    "write_vectors",
+]
 
 GPU_RESULT_LIMIT = 2048
 """The most results per query that FAISS's GPU indexes give."""
@@ -121,7 +131,11 @@ def _serialized(documents: int, width: int) -> bytes:
 
 
 class GpuResources:
-    """FAISS's scratch memory and streams on one CUDA device. One per process and device; used by one thread."""
+    """FAISS's scratch memory and streams on one CUDA device; `gpu_resources` gives the one that there is.
+
+    They serve one call at a time: whoever copies, searches or frees an index on the device holds `turn`, which may be
+    taken again by who has it, because an index may be freed by the garbage collector.
+    """
 
     def __init__(self, device: torch.device) -> None:
         if not hasattr(faiss, "StandardGpuResources"):
@@ -132,19 +146,39 @@ class GpuResources:
         # Teaches FAISS's Python classes to take CUDA tensors; it can only be imported where faiss-gpu is installed.
         importlib.import_module("faiss.contrib.torch_utils")
         self.device = device
-        self.handle = faiss.StandardGpuResources()
+        self.turn = threading.RLock()
+        self._handle = faiss.StandardGpuResources()
 
     def to_device(self, index: Any) -> Any:
         """A copy of a CPU index on the device."""
-        return faiss.index_cpu_to_gpu(self.handle, self.device.index or 0, index)
+        with self.turn:
+            return faiss.index_cpu_to_gpu(self._handle, self.device.index or 0, index)
+
+
+@functools.cache
+def _resources(number: int) -> GpuResources:
+    return GpuResources(torch.device("cuda", number))
+
+
+def gpu_resources(device: torch.device) -> GpuResources:
+    """The resources of a CUDA device, which all indexes on it share: they take hundreds of megabytes, and a generation
+    is loaded while the one before it is searched. Raises DeviceUnavailableError where faiss-gpu is not installed.
+    """
+    return _resources(device.index or 0)
 
 
 class FlatVectors:
     """The (n, d) float32 document vectors of one segment in a FAISS IndexFlatIP, on the CPU or a GPU."""
 
-    def __init__(self, index: Any, device: torch.device) -> None:
+    def __init__(self, index: Any, resources: GpuResources | None = None) -> None:
         self._index = index
-        self.device = device
+        self._resources = resources
+        self.device = resources.device if resources else torch.device("cpu")
+
+    def __del__(self) -> None:
+        if self._resources is not None:
+            with self._resources.turn:
+                self._index = None
 
     @classmethod
     def preallocate(cls, documents: int, width: int) -> tuple["FlatVectors", Tensor]:
@@ -156,7 +190,7 @@ class FlatVectors:
         index = faiss.IndexFlatIP(width)
         index.codes.resize(documents * width * 4)
         index.ntotal = documents
-        vectors = cls(index, torch.device("cpu"))
+        vectors = cls(index)
         return vectors, torch.from_numpy(vectors._memory())
 
     @classmethod
@@ -170,7 +204,7 @@ class FlatVectors:
             raise CorruptIndexError(f"{path} is not a flat inner-product index")
         if (index.ntotal, index.d) != (documents, width):
             raise CorruptIndexError(f"{path} holds {index.ntotal} x {index.d} numbers, not {documents} x {width}")
-        return cls(index, torch.device("cpu"))
+        return cls(index)
 
     def folded(self, encoding: Encoding, k: int) -> "FlatVectors":
         """The same documents under the folded encoding; these are k-dimensional, under `encoding`, and on the CPU."""
@@ -182,7 +216,7 @@ class FlatVectors:
 
     def on(self, resources: GpuResources) -> "FlatVectors":
         """The same vectors on a GPU."""
-        return FlatVectors(resources.to_device(self._index), resources.device)
+        return FlatVectors(resources.to_device(self._index), resources)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

@@ -10,8 +10,9 @@ the numbers of queries per second do not. Each part has a process of its own. Wh
 
 quality   on the sample: the ranking by -KL beside cosine, and what float32 and HNSW find on the vectors as they are.
 engine    LocalSearcher.search(queries, top_k=10), which encodes the queries, scans and scores exactly, over
-          IndexFlatIP.search of encoded queries on the same document vectors in one index, with FAISS's defaults and
-          with its matrix multiplication forced for every batch; and the folded over the simplified encoding.
+          IndexFlatIP.search of encoded queries on the index's own document vectors (3k+1), with FAISS's defaults and
+          with its matrix multiplication forced for every batch; and the folded over the simplified encoding, as
+          IndexFlatIP scans them and as gaussearch does.
 service   `gaussearch serve` over HTTP in a closed loop, over the engine in-process in batches of as many queries as
           there are clients, and over a FastAPI service without batching (benchmark_naive.py). The load generator takes
           its share of the same cores.

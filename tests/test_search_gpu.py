@@ -1,5 +1,9 @@
 """Searching on a GPU gives the results of the CPU, to the last bit."""
 
+import importlib
+import threading
+from collections.abc import Iterator
+
 import faiss
 import pytest
 import torch
@@ -7,8 +11,10 @@ import torch
 import index.vectors
 from index import Encoding, LocalSearcher
 from index.errors import DeviceUnavailableError
+from index.vectors import FlatVectors, gpu_resources
 from tests.conftest import MakeIndex, random_gaussians
 from tests.rankings import assert_identical
+from tests.serving import PATIENCE
 
 
 @pytest.fixture
@@ -41,6 +47,52 @@ def test_an_index_built_on_the_gpu_gives_the_results_of_one_built_on_the_cpu(
     built = [make_index(documents, name=device, device=device) for device in ("cpu", str(cuda))]
     some, others = (LocalSearcher(directory, device="cpu").search(documents[:50], 10) for directory in built)
     assert_identical(some, others)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FlatVectors]]:
+    """faiss-gpu with nothing behind it; yields the indexes that are on the device."""
+    on_device: list[FlatVectors] = []
+
+    class Copy:
+        def __init__(self, index: FlatVectors) -> None:
+            self.index = index
+            on_device.append(index)
+
+        def __del__(self) -> None:
+            on_device.remove(self.index)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda _, __, index: Copy(index), raising=False)
+    monkeypatch.setattr(importlib, "import_module", lambda _: None)
+    index.vectors._resources.cache_clear()
+    yield on_device
+    index.vectors._resources.cache_clear()
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_all_indexes_on_a_device_share_its_resources() -> None:
+    first, second = torch.device("cuda"), torch.device("cuda:1")
+    assert gpu_resources(first) is gpu_resources(torch.device("cuda:0"))
+    assert gpu_resources(first) is not gpu_resources(second)
+    assert gpu_resources(second).device == second
+
+
+def test_an_index_is_freed_in_turn_with_searches(pretended_gpu: list[FlatVectors]) -> None:
+    resources = gpu_resources(torch.device("cuda"))
+    copies = [FlatVectors.preallocate(3, 5)[0].on(resources)]
+    assert len(pretended_gpu) == 1
+    freeing = threading.Thread(target=copies.clear)
+    with resources.turn:
+        freeing.start()
+        freeing.join(0.1)
+        assert freeing.is_alive()
+        assert len(pretended_gpu) == 1
+        # Whoever searches may itself be the one that frees another index.
+        FlatVectors.preallocate(3, 5)[0].on(resources)
+        assert len(pretended_gpu) == 1
+    freeing.join(PATIENCE)
+    assert pretended_gpu == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
