@@ -1,8 +1,8 @@
 """The first half of a build: the corpus is read once, checked, and cut into staged segments.
 
-While a batch is written here, the corpus has the next one read and checked in a thread of its own. So a few batches are
-in memory, whatever the sizes of the corpus and of its segments. (Writing in a third thread took as long, on two cores:
-each of the many small operations on a batch waits for Python's lock.)
+While a batch is written here, the corpus has the next one read and checked in a thread of its own. So of the Gaussians
+a few batches are in memory; of ids and payload, which are written together, those of a segment. (Writing in a third
+thread took as long, on two cores: each of the many small operations on a batch waits for Python's lock.)
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from index.cores import torch_on_one_core
 from index.durable import Syncer
+from index.manifest import FileEntry
 from index.progress import Progress
 from index.sources import Corpus, RejectedRows
 from index.staging import DocumentWriter, ReadSegment, Staging
@@ -31,15 +32,16 @@ def read_segments(
     `rejected` is where the corpus lists the rows that it leaves out; what an interrupted run listed there after its
     last finished segment is cut off first. Raises SourceError and OSError.
     """
-    start, earlier, listed = (0, 0), 0, 0
-    if finished:
-        start, earlier, listed = finished[-1].next_record, finished[-1].rejected, finished[-1].rejected_bytes
+    start, earlier = (finished[-1].next_record, finished[-1].rejected) if finished else ((0, 0), 0)
+    # Later ones may be there, behind one that is damaged; they count rows that are about to be listed again.
+    staging.forget_segments(len(finished))
     if rejected is not None:
-        _truncate(rejected.path, listed)
+        listed = finished[-1].rejected_file if finished else None
+        _truncate(rejected.path, listed.bytes if listed else 0)
 
-    def so_far() -> tuple[int, int]:
-        """How many rows have been left out, and the length of the file that lists them."""
-        return (earlier + rejected.count, rejected.path.stat().st_size) if rejected is not None else (0, 0)
+    def so_far() -> tuple[int, FileEntry | None]:
+        """How many rows have been left out, and the file that lists them."""
+        return (earlier + rejected.count, rejected.entry) if rejected is not None else (0, None)
 
     segments, segment_docs = [], staging.plan.segment_docs
     with rejected or nullcontext(), torch_on_one_core(), DocumentWriter(staging, len(finished), syncer) as writer:

@@ -1,4 +1,4 @@
-"""The batch build: a corpus in, a published index out, in memory bounded by a few batches of documents.
+"""The batch build: a corpus in, a published index out, in memory that does not depend on the corpus's size.
 
 The corpus is hashed, so that a resumed build knows it again, and then read once (index.build_reading). Reading cuts it
 into segments, checks it and fits the standardisation; then the segments are encoded, on the GPU where there is one,
@@ -21,7 +21,7 @@ from index.build_encoding import NotEncodableError, encode_segments
 from index.build_options import BuildOptions
 from index.build_reading import read_segments
 from index.duplicates import read_ids, require_unique_ids
-from index.durable import Syncer, write_atomically
+from index.durable import Syncer, SyncError, write_atomically
 from index.encoding import MomentAccumulator, Standardisation
 from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, SourceError
 from index.manifest import FORMAT_VERSION, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
@@ -112,10 +112,16 @@ class _Build:
 
     def run(self, *, restart: bool) -> Manifest:
         staging = Staging.open(self.directory, self.plan, restart=restart)
-        with self.syncer:
-            manifest = self._build(staging)
-            self.syncer.finish()
-        self.directory.publish(manifest)
+        try:
+            with self.syncer:
+                manifest = self._build(staging)
+                self.syncer.finish()
+            self.directory.publish(manifest)
+        except BaseException as error:
+            # The next run would find such a file as it should be, and could not learn that it is not on disk.
+            if isinstance(error, SyncError) or self.syncer.failed:
+                staging.discard()
+            raise
         staging.discard()
         return manifest
 
@@ -195,7 +201,8 @@ class _Build:
         document_id = read_ids(error.folder / "ids.arrow")[error.row].as_py()
         (places,) = self.corpus.locate([document_id]).values()
         _, _, reason = str(error).partition(": ")
-        return SourceError(f"{places[0]}, document {document_id!r}: {reason}. Correct the row, or leave it out")
+        where = " or ".join(places) or "the corpus"
+        return SourceError(f"{where}, document {document_id!r}: {reason}. Correct the row, or leave it out")
 
     def _hand_over_rejected(self) -> None:
         """Puts the list of rows that were left out where the user wants it."""

@@ -1,5 +1,6 @@
 """Document ids must be unique: checked on 8 bytes per document, whatever the ids are."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,12 +17,8 @@ LOOKED_UP = 100
 """How many hashes are looked up in the corpus at a time."""
 SHOWN = 5
 """How many duplicate ids a message names."""
-HASHED_ROWS = 1 << 14
-"""Ids hashed at a time, which takes 32 bytes of memory for each of theirs."""
-
-BASE = 0x9E3779B97F4A7C15
-"""Odd, so that it has an inverse modulo 2^64; 2^64 over the golden ratio."""
-INVERSE_BASE = pow(BASE, -1, 1 << 64)
+HASHED_ROWS = 1 << 11
+"""Ids hashed at a time, which takes some 30 bytes of memory for each of theirs."""
 
 
 def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
@@ -30,14 +27,16 @@ def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
     `id_files` are the ids.arrow of its segments. Equal 64-bit hashes mark suspects; only if there are any is the corpus
     looked through again, for those ids and their places.
     """
-    hashes = np.concatenate([hashes for path in id_files for _, hashes in _hashed(path)])
+    # Another one each time, so that nobody can make ids up that share a hash.
+    base = secrets.randbits(64) | 1
+    hashes = np.concatenate([hashes for path in id_files for _, hashes in _hashed(path, base)])
     hashes.sort()
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     if not len(repeated):
         return
     # A few at a time: where a whole corpus stands there twice, all of them would take memory without a bound.
     for first in range(0, len(repeated), LOOKED_UP):
-        ids = _with_hashes(repeated[first : first + LOOKED_UP], id_files)
+        ids = _with_hashes(repeated[first : first + LOOKED_UP], id_files, base)
         duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
         if duplicates:
             shown = [f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]]
@@ -47,11 +46,11 @@ def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
     # Different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
 
 
-def _with_hashes(wanted: npt.NDArray[np.uint64], id_files: Sequence[Path]) -> set[str]:
+def _with_hashes(wanted: npt.NDArray[np.uint64], id_files: Sequence[Path], base: int) -> set[str]:
     """The ids that have one of these hashes."""
     found: set[str] = set()
     for path in id_files:
-        for part, hashes in _hashed(path):
+        for part, hashes in _hashed(path, base):
             found.update(part.filter(pa.array(np.isin(hashes, wanted))).to_pylist())
     return found
 
@@ -61,17 +60,17 @@ def read_ids(path: Path) -> pa.ChunkedArray:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["id"]
 
 
-def hash_strings(strings: pa.StringArray) -> npt.NDArray[np.uint64]:
+def hash_strings(strings: pa.StringArray, base: int) -> npt.NDArray[np.uint64]:
     """A 64-bit hash of each string (n,), equal for equal strings: its UTF-8 bytes as the coefficients of a polynomial.
 
-    h(s) = sum over i of (s_i + 1) B^i mod 2^64, for all strings at once: with prefix sums over the bytes of all of them
-    it is (S[end] - S[start]) B^-start. Of NumPy's operations, which leave other threads Python's lock: making a Python
-    string of each id to hash it held up those that encode for a tenth of their time.
+    h(s) = sum over i of (s_i + 1) base^i mod 2^64, base being odd. For all strings at once, with prefix sums S over the
+    bytes of all of them, it is (S[end] - S[start]) base^-start. Of NumPy's operations, which leave other threads
+    Python's lock: making a Python string of each id to hash it held up those that encode for a tenth of their time.
     """
     offsets = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + len(strings) + 1]
     data = np.frombuffer(strings.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
     bounds = offsets - offsets[0]
-    powers, inverses = (np.full(len(data) + 1, base, np.uint64) for base in (BASE, INVERSE_BASE))
+    powers, inverses = (np.full(len(data) + 1, of, np.uint64) for of in (base, pow(base, -1, 1 << 64)))
     for each in (powers, inverses):
         each[0] = 1
         np.multiply.accumulate(each, out=each)
@@ -81,9 +80,9 @@ def hash_strings(strings: pa.StringArray) -> npt.NDArray[np.uint64]:
     return hashes
 
 
-def _hashed(path: Path) -> Iterator[tuple[pa.StringArray, npt.NDArray[np.uint64]]]:
+def _hashed(path: Path, base: int) -> Iterator[tuple[pa.StringArray, npt.NDArray[np.uint64]]]:
     """The ids of one segment and their hashes, in parts."""
     for chunk in read_ids(path).chunks:
         for start in range(0, len(chunk), HASHED_ROWS):
             part = chunk.slice(start, HASHED_ROWS)
-            yield part, hash_strings(part)
+            yield part, hash_strings(part, base)

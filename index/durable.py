@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from index.manifest import FileEntry
 
-__all__ = ["ChecksummedFile", "Syncer", "checksum", "checksummed", "measure", "sync", "write_atomically"]
+__all__ = ["ChecksummedFile", "SyncError", "Syncer", "checksum", "checksummed", "measure", "sync", "write_atomically"]
 
 
 MEASURED_BYTES = 1 << 18
@@ -27,6 +27,11 @@ def checksum(data: bytes) -> str:
     """BLAKE3 in hexadecimal: as safe as SHA-256 and five times as fast, even where the processor has instructions for
     SHA-256. Builds, verification and the start of a service wait for it; `b3sum` computes it, too."""
     return blake3(data).hexdigest()
+
+
+class SyncError(OSError):
+    """A file did not reach the disk. The system says so once, and from then on reads and syncs it as if it were whole:
+    it must be written anew."""
 
 
 class ChecksummedFile:
@@ -81,8 +86,8 @@ def checksummed(path: Path) -> Iterator[ChecksummedFile]:
 class Syncer:
     """Has files on disk without anybody waiting for each: the disk begins with one while the next is written.
 
-    Whoever needs them there syncs them once more, which then takes no time; but what failed is only told once, here.
-    A context manager; leaving it waits for what is under way and drops the rest.
+    Whoever needs them there syncs them once more, which then takes no time; but what failed is told once only, here. A
+    context manager; leaving it waits for what is under way and drops the rest.
     """
 
     def __init__(self) -> None:
@@ -100,10 +105,15 @@ class Syncer:
         self._pending.append(self._threads.submit(sync, path))
 
     def finish(self) -> None:
-        """Waits until all that is on disk; raises OSError where that failed, as `sync`."""
+        """Waits until all that is on disk; raises SyncError where that failed."""
         for pending in self._pending:
             pending.result()
-        self._pending.clear()
+
+    @property
+    def failed(self) -> bool:
+        """Whether something did not reach the disk, so far."""
+        done = [pending for pending in self._pending if pending.done() and not pending.cancelled()]
+        return any(pending.exception() is not None for pending in done)
 
 
 def measure(path: Path, start: int = 0, size: int | None = None) -> FileEntry:
@@ -142,10 +152,12 @@ def write_atomically(path: Path, data: bytes, *, synced: bool = True) -> None:
 def sync(path: Path) -> None:
     """Has a file's content on disk, or the names in a folder: without the latter, a file can be gone after a power cut.
 
-    Raises OSError where that failed, now or since it was written.
+    Raises SyncError where that failed, now or since it was written.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror or "it could not be synced", str(path)) from error
     finally:
         os.close(descriptor)

@@ -190,7 +190,8 @@ class _Vectors:
 
     def tensor(self, rows: np.ndarray[Any, Any], written_as: VarianceAs = VarianceAs.VARIANCE) -> torch.Tensor:
         """(n, k) of these rows as float32 means, or as variances that are written in that way."""
-        if self._shared is not None and written_as is VarianceAs.VARIANCE and len(rows) == len(self.widths):
+        everything = len(rows) == len(self.widths) > 0
+        if everything and self._shared is not None and written_as is VarianceAs.VARIANCE:
             return self._shared.view(len(rows), -1)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             return torch.from_numpy(_variances(self.matrix(rows), written_as).astype(np.float32))

@@ -9,13 +9,17 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import orjson
 import pyarrow as pa
+from blake3 import blake3
 
 from index.errors import InvalidOptionError, SourceError
 from index.gaussians import Gaussians
+from index.manifest import FileEntry
 
 __all__ = ["Columns", "RawBatch", "RejectedRows", "RowDefect", "SourceBatch", "VarianceAs", "base_suffix", "place"]
 
 _SHOWN: Final = 80
+
+_READ_BYTES: Final = 1 << 20
 
 _LINE_SUFFIXES: Final = frozenset({".jsonl", ".ndjson"})
 
@@ -145,18 +149,29 @@ class RejectedRows:
     """A file that takes the rows left out of a build, one JSON object a line: file, row, column, value, reason.
 
     A context manager. Appends, and hands each line to the system at once, so that a build that dies has said what it
-    left out; whoever resumes it cuts off what it rejected after the last segment it kept. `count` is of this run.
-    Entering raises OSError where the path cannot be written.
+    left out; whoever resumes it cuts off what it rejected after the last segment it kept. `count` is of this run,
+    `entry` of the whole file. Entering raises OSError where the path cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.count = 0
         self._file: BinaryIO | None = None
+        self._hash, self._bytes = blake3(), 0
 
     def __enter__(self) -> "RejectedRows":
-        self._file = self.path.open("ab", buffering=0)
+        self._file = self.path.open("a+b", buffering=0)
+        self._file.seek(0)
+        self._hash, self._bytes = blake3(), 0
+        while earlier := self._file.read(_READ_BYTES):
+            self._hash.update(earlier)
+            self._bytes += len(earlier)
         return self
+
+    @property
+    def entry(self) -> FileEntry:
+        """Size and checksum of the file."""
+        return FileEntry(bytes=self._bytes, blake3=self._hash.hexdigest())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -177,7 +192,10 @@ class RejectedRows:
             "value": _json_value(defect.value),
             "reason": defect.reason,
         }
-        self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        written = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        self._file.write(written)
+        self._hash.update(written)
+        self._bytes += len(written)
         self.count += 1
 
 

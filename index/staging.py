@@ -55,7 +55,7 @@ class ReadSegment(BaseModel):
     """staging/NNNNN.json: a segment whose documents are written, and where the corpus goes on after it.
 
     `next_record` is (index of the file, ordinal of the record). `rejected` counts the rows left out up to there, and
-    `rejected_bytes` is how long the file that lists them was. The rest are the moments of its Gaussians.
+    `rejected_file` is what the file that lists them was. The rest are the moments of its Gaussians.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +64,7 @@ class ReadSegment(BaseModel):
     k: Annotated[int, Field(gt=0)]
     next_record: tuple[int, int]
     rejected: int
-    rejected_bytes: int
+    rejected_file: FileEntry | None
     files: dict[str, FileEntry]
     mean: list[float]
     squared_deviations: list[float]
@@ -132,6 +132,17 @@ class Staging:
         """The file that says that the documents of segment number `ordinal` are complete."""
         return self.path / f"{ordinal:05d}.json"
 
+    @property
+    def rejected_file(self) -> Path:
+        """Lists the rows that have been left out so far."""
+        return self.path / "rejected.jsonl"
+
+    def forget_segments(self, ordinal: int) -> None:
+        """Removes the records of segment number `ordinal` and of those after it."""
+        for path in self.path.glob("[0-9]*.json"):
+            if int(path.stem) >= ordinal:
+                path.unlink()
+
     def finished_segments(self) -> list[ReadSegment]:
         """The segments that earlier runs read completely, in order, up to the first that is missing or damaged."""
         found: list[ReadSegment] = []
@@ -140,6 +151,9 @@ class Staging:
             try:
                 segment = ReadSegment.model_validate_json(self.record(len(found)).read_bytes())
                 if any(measure(folder / name) != entry for name, entry in segment.files.items()):
+                    return found
+                listed = segment.rejected_file
+                if listed is not None and measure(self.rejected_file, size=listed.bytes) != listed:
                     return found
             except (FileNotFoundError, ValidationError):
                 return found
@@ -191,11 +205,11 @@ class DocumentWriter:
         self._moments.update(batch.gaussians)
         self._rest.append(_Rest(batch.file, batch.ids, batch.payload))
 
-    def finish(self, next_record: tuple[int, int], rejected: tuple[int, int]) -> ReadSegment:
+    def finish(self, next_record: tuple[int, int], rejected: tuple[int, FileEntry | None]) -> ReadSegment:
         """Writes the rest of the segment, and then the record that its documents are complete.
 
-        `next_record` is where the corpus goes on, `rejected` the count of rows left out so far and the length of the
-        file that lists them. Raises ValueError where nothing has been added.
+        `next_record` is where the corpus goes on, `rejected` the count of rows left out so far and the file that lists
+        them. Raises ValueError where nothing has been added.
         """
         if self._gaussians is None:
             raise ValueError("a segment has at least one document")
@@ -212,7 +226,7 @@ class DocumentWriter:
             k=len(moments.mean),
             next_record=next_record,
             rejected=rejected[0],
-            rejected_bytes=rejected[1],
+            rejected_file=rejected[1],
             files=files,
             mean=moments.mean.tolist(),
             squared_deviations=moments.squared_deviations.tolist(),

@@ -100,6 +100,8 @@ def write_vectors(path: Path, documents: int, width: int, blocks: Iterable[npt.N
         file.write(header)
         for block in blocks:
             file.write(block.data)
+    if file.entry.bytes != len(header) + 4 * documents * width:
+        raise ValueError(f"{path}: its blocks are not {documents} vectors of {width} numbers")
     return file.entry
 
 

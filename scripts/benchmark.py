@@ -84,14 +84,15 @@ def _in_a_process_of_its_own(part: str, options: argparse.Namespace) -> list[Fig
     bare loop that builds an index is a quarter faster in a process that has searched for a minute."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    # A daemon is terminated when this process ends, however that comes about.
+    # A daemon is terminated when this process ends, unless it is killed.
     process = context.Process(target=_measure, args=(part, options, sender), daemon=True)
     process.start()
     sender.close()
     try:
         found: list[Figure] = receiver.recv()
     except EOFError:
-        sys.exit(f"{part} could not be measured; see above")
+        process.join()
+        sys.exit(f"{part} could not be measured: its process ended with {process.exitcode}")
     process.join()
     return found
 

@@ -59,7 +59,7 @@ def _results(found: Found, ranking: Ranking, options: SearchOptions) -> Results:
     pairs = zip(ranking.ids, ranking.scores.tolist(), strict=True)
     if not options.with_payload:
         return [{"id": name, "score": score} for name, score in pairs]
-    if found.payloads:
+    if found.payloads is not None:
         payloads = [found.payloads[number] for number in ranking.documents.tolist()]
     else:
         payloads = found.searcher.payloads(ranking.documents)

@@ -3,9 +3,10 @@
 A free search thread takes what is there, up to `max_rows` queries, once the event loop is quiet: once it has come round
 a few times without another query. So a lone query waits for microseconds, and those of clients that have just been
 answered, and ask again, come into one batch; taken at once, they fall into two batches that follow each other for
-ever, and a scan of 8 queries takes nearly as long as one of 16. A loop that is never quiet is waited for no longer than
-`GATHERING_SHARE` of the last search. The queue counts queries, not requests. What has been given up (client gone,
-deadline passed) is dropped before it is searched, and an error in a batch reaches only the request that causes it.
+ever, and a scan of 8 queries takes nearly as long as one of 16. A full batch does not wait; and for a loop that is
+never quiet, nothing waits longer than `GATHERING_SHARE` of the last search. The queue counts queries, not requests.
+What has been given up (client gone, deadline passed) is dropped before it is searched, and an error in a batch reaches
+only the request that causes it.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ QUIET_ROUNDS = 3
 takes it two."""
 GATHERING_SHARE = 0.5
 """How long to wait for a quiet loop at most, as a share of the time that the last search took."""
+LONGEST_GATHERING = 0.05
+"""And in seconds: time enough for a few hundred queries to arrive."""
 
 FETCHED_TOGETHER = 200
 """Results of a request up to which the search thread fetches their payload with that of others; more would keep the
@@ -44,12 +47,12 @@ next batch waiting."""
 class Found:
     """The rankings of one request's queries, and the searcher whose documents they number.
 
-    `payloads` holds the payload of those documents by their numbers, where it was asked for and they are few.
+    `payloads` holds the payload of those documents by their numbers; None where it was not asked for, or they are many.
     """
 
     searcher: Searcher
     rankings: list[Ranking]
-    payloads: dict[int, dict[str, Any]]
+    payloads: dict[int, dict[str, Any]] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +68,11 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.rows = len(self.queries)
+
+    @property
+    def payload_is_due(self) -> bool:
+        """Whether the search thread fetches the payload of its results."""
+        return self.with_payload and self.rows * self.top_k <= FETCHED_TOGETHER
 
     @property
     def abandoned(self) -> bool:
@@ -138,7 +146,8 @@ class Batcher:
             self._jobs.append(job)
             self._set_waiting(self._waiting + job.rows)
             self._submitted += 1
-            if not self._searching and (self._gathering_on is None or self._gathering_on.is_closed()):
+            begun = self._searching or self._released
+            if not begun and (self._gathering_on is None or self._gathering_on.is_closed()):
                 self._gathering_on = loop
                 loop.call_soon(self._gather, loop, self._submitted, 0, time.monotonic())
         return job.future
@@ -146,8 +155,9 @@ class Batcher:
     def _gather(self, loop: asyncio.AbstractEventLoop, seen: int, quiet_rounds: int, since: float) -> None:
         """Comes round with the event loop until it is quiet, or too much time has passed; then starts the search."""
         quiet_rounds = quiet_rounds + 1 if self._submitted == seen else 0
-        patience = GATHERING_SHARE * self._search_seconds
-        if quiet_rounds < QUIET_ROUNDS and time.monotonic() - since < patience:
+        patience = min(GATHERING_SHARE * self._search_seconds, LONGEST_GATHERING)
+        is_waiting = quiet_rounds < QUIET_ROUNDS and time.monotonic() - since < patience
+        if is_waiting and self._waiting < self._max_rows:
             loop.call_soon(self._gather, loop, self._submitted, quiet_rounds, since)
             return
         with self._changed:
@@ -215,7 +225,8 @@ class Batcher:
     def _is_dropped(self, job: _Job) -> bool:
         """Whether nobody waits for a queued job any more; if so, it is counted and answered."""
         # Whoever waits gives up at the deadline too: a late job may also be cancelled, and the deadline is why.
-        if time.monotonic() >= job.deadline:
+        expired = job.future.done() and not job.future.cancelled()
+        if expired or time.monotonic() >= job.deadline:
             self._metrics.rejected.labels("deadline").inc()
             _fail(job, DeadlineExceededError("the deadline passed before the search began"))
         elif job.future.cancelled():
@@ -276,17 +287,12 @@ def _shared_out(searcher: Searcher, batch: list[_Job], rankings: list[Ranking]) 
     as for fifty."""
     remaining = iter(rankings)
     own = [[ranking.top(job.top_k) for ranking in itertools.islice(remaining, job.rows)] for job in batch]
-    shown = [
-        ranking.documents
-        for job, its in zip(batch, own, strict=True)
-        if job.with_payload and job.rows * job.top_k <= FETCHED_TOGETHER
-        for ranking in its
-    ]
+    shown = [ranking.documents for job, its in zip(batch, own, strict=True) if job.payload_is_due for ranking in its]
     payloads: dict[int, dict[str, Any]] = {}
     if shown:
         documents = np.unique(np.concatenate(shown))
         payloads = dict(zip(documents.tolist(), searcher.payloads(documents), strict=True))
-    return [Found(searcher, its, payloads) for its in own]
+    return [Found(searcher, its, payloads if job.payload_is_due else None) for job, its in zip(batch, own, strict=True)]
 
 
 def _resolve(results: list[tuple[_Job, Found]]) -> None:

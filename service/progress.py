@@ -1,5 +1,6 @@
 """How a build shows that it gets on: a bar on a terminal, a plain line every few seconds anywhere else."""
 
+import threading
 import time
 from types import TracebackType
 
@@ -75,6 +76,7 @@ class LineProgress:
         self._total: int | None = None
         self._done = 0
         self._started = self._said = time.monotonic()
+        self._turn = threading.Lock()
 
     def __enter__(self) -> "LineProgress":
         return self
@@ -92,6 +94,10 @@ class LineProgress:
 
     def advance(self, documents: int) -> None:
         """Says how far it is, if it has not for a while."""
+        with self._turn:
+            self._advance(documents)
+
+    def _advance(self, documents: int) -> None:
         self._done += documents
         now = time.monotonic()
         if now - self._said < LINE_SECONDS:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import service.batching
 from index import GaussearchError, Gaussians, Ranking, Searcher
 from index.documents import Numbers
 from index.errors import InvalidGaussiansError
@@ -212,6 +213,25 @@ def test_those_who_have_just_been_answered_may_ask_again_before_the_next_search(
     run(scenario())
 
 
+def test_a_full_batch_does_not_wait_for_the_loop_to_be_quiet(bench: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.batching, "LONGEST_GATHERING", FAR)
+    monkeypatch.setattr(service.batching, "QUIET_ROUNDS", 10**9)
+
+    async def scenario() -> None:
+        b = bench(max_rows=4)
+        b.batcher._search_seconds = FAR
+        few = [b.submit(query(1)), b.submit(query(2, 3))]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert b.searcher.calls == []
+        few.append(b.submit(query(4)))
+        b.searcher.gate.set()
+        await asyncio.gather(*few)
+        assert b.searcher.calls == [([1.0, 2.0, 3.0, 4.0], 1, None)]
+
+    run(scenario())
+
+
 def test_payloads_of_a_batch_are_fetched_together_for_those_who_want_few(bench: Open) -> None:
     async def scenario() -> None:
         b = bench()
@@ -226,7 +246,8 @@ def test_payloads_of_a_batch_are_fetched_together_for_those_who_want_few(bench: 
         found = await asyncio.gather(first, *futures)
         # Each document once, however many results it is in.
         assert b.searcher.fetched == [list(range(FETCHED_TOGETHER // 2))]
-        assert found[0].payloads == {}
+        assert [its.payloads is not None for its in found] == [False, True, False, True, False]
+        assert found[1].payloads is not None
         assert {found[1].payloads[number]["place"] for number in (0, 1)} == {0, 1}
 
     run(scenario())

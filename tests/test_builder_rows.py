@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import index.builder
 from index import BuildOptions, Corpus, IndexDirectory, LocalSearcher, build_index
 from index.errors import BuildError, DuplicateIdError, SourceError
 from index.staging import DocumentWriter
@@ -191,6 +192,48 @@ def test_no_skipped_row_is_listed_twice_by_a_build_that_resumes(
             build_index([corpus], directory, SKIP)
     summary = build_index([corpus], directory, SKIP)
     assert summary.resumed_documents == 4 * finished
+    assert (summary.manifest.documents, summary.manifest.source.rejected) == (13, 7)
+    assert rejected_lines(directory.path / "rejected.jsonl") == bad
+
+
+def test_skipped_rows_are_listed_once_after_a_segment_was_lost_and_the_next_run_died(
+    tmp_path: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
+    finish, ordinals = DocumentWriter.finish, itertools.count()
+
+    def dying(after: int) -> None:
+        def finish_some(*arguments: Any) -> Any:
+            if next(ordinals) == after:
+                raise OSError("the disk is gone")
+            return finish(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DocumentWriter, "finish", finish_some)
+            with pytest.raises(OSError, match="the disk is gone"):
+                build_index([corpus], directory, SKIP)
+
+    dying(3)
+    lost = sorted(directory.segments.iterdir())[0] / "gaussians.npy"
+    lost.write_bytes(bytes(lost.stat().st_size))
+    dying(3 + 1 + 1)
+    summary = build_index([corpus], directory, SKIP)
+    assert summary.manifest.source.rejected == 7
+    assert rejected_lines(directory.path / "rejected.jsonl") == bad
+
+
+@pytest.mark.parametrize("kept", [0, 10])
+def test_a_list_of_skipped_rows_that_lost_its_end_is_made_again(
+    tmp_path: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(index.builder, "encode_segments", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_index([corpus], directory, SKIP)
+    with (directory.staging / "rejected.jsonl").open("r+b") as file:
+        file.truncate(kept)
+    summary = build_index([corpus], directory, SKIP)
     assert (summary.manifest.documents, summary.manifest.source.rejected) == (13, 7)
     assert rejected_lines(directory.path / "rejected.jsonl") == bad
 

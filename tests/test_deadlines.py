@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import service.batching
 from service.app import create_app
 from service.batching import Batcher
 from service.settings import ServiceSettings
@@ -175,3 +176,24 @@ def test_bad_queries_that_wait_together_fail_alone(slow: Client, gated: GatedSea
 
     slow.run(scenario())
     assert gated.rows == [1, 2, 1, 1]
+
+
+def test_requests_for_few_and_for_many_documents_share_a_batch(
+    gated: GatedSearcher, served: Served, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.batching, "FETCHED_TOGETHER", 3)
+    client = serve(served.directory)
+    gated.gate.clear()
+
+    async def scenario() -> list[Any]:
+        first = await under_way(client, gated)
+        few, many = (asyncio.create_task(client.send("/v1/search", {**SEARCH, "top_k": n})) for n in (2, 5))
+        await queued(client, 2)
+        gated.gate.set()
+        return [(await task).json()["results"] for task in (first, few, many)]
+
+    first, few, many = client.run(scenario())
+    assert gated.rows[-1] == 2
+    assert (len(few), len(many)) == (2, 5)
+    assert few == many[:2] == first[:2]
+    assert all(result["payload"] for result in many)

@@ -21,6 +21,7 @@ from index import BuildOptions, IndexDirectory, Manifest, build_index
 from index.errors import BuildError, IndexLockedError
 from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
+from tests.serving import wait_until
 
 OPTIONS = BuildOptions(segment_docs=4)
 
@@ -243,3 +244,38 @@ def test_the_lock_of_a_dead_writer_is_free(writer: subprocess.Popen[str], tmp_pa
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert build_index([corpus], IndexDirectory(tmp_path / "index"), OPTIONS).manifest.documents == 10
+
+
+@pytest.mark.parametrize("name", ["gaussians.npy", "ids.arrow", "vectors.faiss", "segment.json"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_file_that_did_not_reach_the_disk_is_written_anew(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, name: str, interrupted: bool
+) -> None:
+    # The system says so once; from then on the file reads as it should be, and syncing it succeeds.
+    directory, sync, failures = IndexDirectory(tmp_path / "index"), os.fsync, iter([errno.EIO])
+    failed: list[Path] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == name and (error := next(failures, None)):
+            failed.append(path)
+            raise OSError(error, "the disk fails")
+        sync(descriptor)
+
+    def finish(syncer: index.durable.Syncer) -> None:
+        wait_until(lambda: failed)
+        if interrupted:
+            raise KeyboardInterrupt
+        real_finish(syncer)
+
+    real_finish = index.durable.Syncer.finish
+    monkeypatch.setattr(os, "fsync", fsync)
+    with monkeypatch.context() as patch:
+        patch.setattr(index.durable.Syncer, "finish", finish)
+        with pytest.raises(KeyboardInterrupt if interrupted else OSError):
+            build_index([corpus], directory, OPTIONS)
+    assert len(failed) == 1
+    assert not failed[0].exists()
+    summary = build_index([corpus], directory, OPTIONS)
+    assert (summary.resumed_documents, summary.manifest.documents) == (0, 10)
+    directory.verify()
