@@ -33,8 +33,6 @@ def read_segments(
     last finished segment is cut off first. Raises SourceError and OSError.
     """
     start, earlier = (finished[-1].next_record, finished[-1].rejected) if finished else ((0, 0), 0)
-    # Later ones may be there, behind one that is damaged; they count rows that are about to be listed again.
-    staging.forget_segments(len(finished))
     if rejected is not None:
         listed = finished[-1].rejected_file if finished else None
         _truncate(rejected.path, listed.bytes if listed else 0)

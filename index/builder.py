@@ -69,6 +69,7 @@ def build_index(
             sources,
             columns=Columns(options.id_column, options.mean_column, options.variance_column),
             variance_as=options.variance_as,
+            apart_from=directory.path,
             rejected=rejected if options.on_error == "skip" else None,
         )
         rejected_to = options.rejected_to or directory.path / "rejected.jsonl"

@@ -42,7 +42,10 @@ def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
             shown = [f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]]
             more = len(repeated) - len(shown)
             rest = f"; and {more} more" if more else ""
-            raise DuplicateIdError(f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}")
+            raise DuplicateIdError(
+                f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}. "
+                "Give every document an id of its own"
+            )
     # Different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
 
 

@@ -46,6 +46,7 @@ class Corpus:
     sources: files, folders (every file of a known format in them, however deep, hidden ones excepted) and glob
     patterns (`**` goes down folders). What one source names is sorted; sources keep their order; a file named twice is
     read once.
+    apart_from: a folder whose files are no part of it, though a source may contain them: an index, say.
     rejected: where rows that cannot be used are written and counted; without it the first of them raises SourceError.
 
     Raises SourceError for a source that is missing, that names nothing, or whose format is not known by its suffix.
@@ -57,11 +58,12 @@ class Corpus:
         *,
         columns: Columns | None = None,
         variance_as: VarianceAs = VarianceAs.VARIANCE,
+        apart_from: Path | None = None,
         rejected: RejectedRows | None = None,
     ) -> None:
         self.columns = columns or Columns()
         self.variance_as = VarianceAs(variance_as)
-        self.files: tuple[Path, ...] = _resolve([sources] if isinstance(sources, str | Path) else sources)
+        self.files: tuple[Path, ...] = _resolve([sources] if isinstance(sources, str | Path) else sources, apart_from)
         self._rejected = rejected
 
     def digest(self) -> str:
@@ -170,13 +172,14 @@ class Corpus:
         return None if first is None else first.gaussians.k
 
 
-def _resolve(sources: Sequence[str | Path]) -> tuple[Path, ...]:
+def _resolve(sources: Sequence[str | Path], apart_from: Path | None) -> tuple[Path, ...]:
     files: dict[Path, Path] = {}
     for source in sources:
         for file in _expand(source):
-            files.setdefault(file.resolve(), file)
+            if apart_from is None or not file.resolve().is_relative_to(apart_from.resolve()):
+                files.setdefault(file.resolve(), file)
     if not files:
-        raise SourceError("no corpus was named")
+        raise SourceError("no corpus was named" + (f" outside of {apart_from}" if apart_from and sources else ""))
     return tuple(files.values())
 
 

@@ -137,12 +137,6 @@ class Staging:
         """Lists the rows that have been left out so far."""
         return self.path / "rejected.jsonl"
 
-    def forget_segments(self, ordinal: int) -> None:
-        """Removes the records of segment number `ordinal` and of those after it."""
-        for path in self.path.glob("[0-9]*.json"):
-            if int(path.stem) >= ordinal:
-                path.unlink()
-
     def finished_segments(self) -> list[ReadSegment]:
         """The segments that earlier runs read completely, in order, up to the first that is missing or damaged."""
         found: list[ReadSegment] = []

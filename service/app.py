@@ -78,7 +78,7 @@ async def _serve(live: LiveIndex, on_failure: Callable[[Exception], None] | None
         await live.load_first()
     except Exception as error:
         # Not only GaussearchError: CUDA and FAISS, for one, run out of memory with a RuntimeError.
-        logger.critical("the index cannot be served: %s", error, exc_info=True)
+        logger.critical("the index cannot be served: %s", error, exc_info=not isinstance(error, GaussearchError))
         if on_failure:
             on_failure(error)
         return

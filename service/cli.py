@@ -1,6 +1,7 @@
 """The command `gaussearch`: build, inspect, verify and search an index, and serve it over HTTP."""
 
 import contextlib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -23,7 +24,6 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="gaussearch",
-    help="Retrieval over distributions: documents and queries are diagonal Gaussians, ranked by -KL(Q||D).",
     epilog="Start with: gaussearch build corpus.parquet --index my-index; gaussearch serve --index my-index",
     no_args_is_help=True,
     add_completion=False,
@@ -34,6 +34,21 @@ app = typer.Typer(
 IndexOption = Annotated[
     Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gaussearch {importlib.metadata.version('gaussearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def gaussearch(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Retrieval over distributions: documents and queries are diagonal Gaussians, ranked by -KL(Q||D)."""
 
 
 @app.command()

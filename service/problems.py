@@ -56,7 +56,7 @@ class InvalidRequestError(ServiceError):
         if error.error_count() > MAX_FIELD_ERRORS:
             return cls(f"body: {error.error_count()} fields are missing, unknown or of the wrong type")
         fields = [
-            {"field": _name(part["loc"]), "message": part["msg"]}
+            {"field": _name(part["loc"]), "message": part["msg"].removeprefix("Value error, ")}
             for part in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         first = fields[0]

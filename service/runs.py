@@ -36,6 +36,12 @@ class RunFormat(StrEnum):
     TREC = "trec"
 
 
+class UnwritableIdError(GaussearchError):
+    """An id that the format asked for cannot hold."""
+
+    code = "unwritable_id"
+
+
 class RemoteError(GaussearchError):
     """A service that does not answer, or answers with an error."""
 
@@ -155,7 +161,7 @@ class RunWriter:
         self._stream = stream
 
     def write(self, query_id: str, text: str | None, results: Sequence[Result]) -> None:
-        """Prints one query's results. Raises GaussearchError for an id that a TREC run cannot hold."""
+        """Prints one query's results. Raises UnwritableIdError for an id that a TREC run cannot hold."""
         if self._form is RunFormat.TABLE:
             self._write_table(query_id, text, results)
         elif self._form is RunFormat.JSONL:
@@ -165,7 +171,9 @@ class RunWriter:
             for rank, result in enumerate(results, start=1):
                 for identifier in (query_id, result.id):
                     if len(identifier.split()) != 1:
-                        raise GaussearchError(f"id {identifier!r} has white space; TREC runs cannot hold it: use jsonl")
+                        raise UnwritableIdError(
+                            f"id {identifier!r} has white space; TREC runs cannot hold it: use jsonl"
+                        )
                 self._stream.write(f"{query_id} Q0 {result.id} {rank} {result.score!r} gaussearch\n")
 
     def _write_table(self, query_id: str, text: str | None, results: Sequence[Result]) -> None:

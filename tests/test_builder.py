@@ -212,3 +212,13 @@ def test_a_document_too_far_from_the_others_for_float32_is_named(tmp_path: Path)
     assert "does not fit torch.float32" in str(caught.value)
     write_corpus(corpus, documents[:23])
     assert build_index([corpus], directory, BuildOptions(segment_docs=20)).manifest.documents == 23
+
+
+def test_an_index_inside_its_source_is_no_part_of_the_corpus(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.parquet", random_gaussians(12, 3))
+    directory = IndexDirectory(tmp_path / "index")
+    for sources in ([tmp_path], [f"{tmp_path}/**/*ar*"]):
+        first, again = (build_index(sources, directory, BuildOptions(segment_docs=5)) for _ in range(2))
+        assert (first.manifest.documents, again.up_to_date) == (12, True)
+    with pytest.raises(SourceError, match=f"no corpus was named outside of {directory.path}"):
+        build_index([directory.segments], directory)
