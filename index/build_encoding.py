@@ -146,11 +146,13 @@ def _write_encoded(
         nonlocal largest
         for start in range(0, documents, rows):
             block = torch.from_numpy(gaussians[start : start + rows]).to(device)
+            # Checked when they were read.
+            part = Gaussians.unchecked(block[:, :k], block[:, k:])
             vectors = memory[: len(block)]
             # On a GPU there first: straight into the memory of the host, each column would be a copy of its own.
             out = vectors if device.type == "cpu" else None
             try:
-                encoded = encode_documents(Gaussians(block[:, :k], block[:, k:]), encoding, standardisation, out=out)
+                encoded = encode_documents(part, encoding, standardisation, out=out)
             except InvalidGaussiansError as error:
                 raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
             if out is None:
