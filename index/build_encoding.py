@@ -33,6 +33,8 @@ BLOCK_NUMBERS = 1 << 20
 """Numbers of vectors (4 MiB) that are encoded, hashed and written at a time: they stay in the processor's cache."""
 GPU_BLOCK_NUMBERS = 1 << 25
 """The same for a GPU (128 MiB), for which starting an operation must cost little beside doing it."""
+SYNCED_BYTES = 1 << 23
+"""How much of a file is written before the disk begins with it: the less is left for the end, which is waited for."""
 SEGMENTS_WAITING = 1
 """Segments at work beyond one a core, or one on a GPU: they use what the others leave while they wait for the disk."""
 
@@ -104,7 +106,7 @@ def _complete(
         return finished
     try:
         file = folder / "vectors.faiss"
-        vectors, max_norm = _write_encoded(file, gaussians, encoding, standardisation, device, progress.advance)
+        vectors, max_norm = _write_encoded(file, gaussians, encoding, standardisation, device, progress, syncer)
     except InvalidGaussiansError as error:
         raise NotEncodableError(error, folder) from error
     syncer.sync(file)
@@ -128,11 +130,12 @@ def _write_encoded(
     encoding: Encoding,
     standardisation: Standardisation,
     device: torch.device,
-    advance: Callable[[int], None],
+    progress: Progress,
+    syncer: Syncer,
 ) -> tuple[FileEntry, float]:
     """Writes the vectors of documents (n, 2k), means | variances, encoded on `device`, to a FAISS index at `path`.
 
-    Returns the file's entry and the largest L2 norm of a vector. `advance` is told how many more documents are done.
+    Returns the file's entry and the largest L2 norm of a vector. Of the file all but the end is on its way to the disk.
     Raises InvalidGaussiansError with the row whose vector does not fit float32.
     """
     documents, k = len(gaussians), gaussians.shape[1] // 2
@@ -144,6 +147,7 @@ def _write_encoded(
 
     def blocks() -> Iterator[Block]:
         nonlocal largest
+        unsynced = 0
         for start in range(0, documents, rows):
             block = torch.from_numpy(gaussians[start : start + rows]).to(device)
             # Checked when they were read.
@@ -159,7 +163,11 @@ def _write_encoded(
                 vectors.copy_(encoded)
             largest = max(largest, _largest_norm(vectors.numpy()))
             yield vectors.numpy()
-            advance(len(vectors))
+            progress.advance(len(vectors))
+            unsynced += vectors.nbytes
+            if unsynced >= SYNCED_BYTES:
+                syncer.sync(path)
+                unsynced = 0
 
     return write_vectors(path, documents, width, blocks()), largest
 

@@ -174,15 +174,14 @@ def test_skipped_rows_go_where_they_are_told_to(tmp_path: Path, directory: Index
     assert not (directory.path / "rejected.jsonl").exists()
 
 
-@pytest.mark.parametrize("finished", [0, 1, 2, 3])
-def test_no_skipped_row_is_listed_twice_by_a_build_that_resumes(
-    tmp_path: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, finished: int
+def build_that_dies_after(
+    segments: int, corpus: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
+    """Has a build fail when it has read that many segments."""
     finish, ordinals = DocumentWriter.finish, itertools.count()
 
     def finish_some(*arguments: Any) -> Any:
-        if next(ordinals) == finished:
+        if next(ordinals) == segments:
             raise OSError("the disk is gone")
         return finish(*arguments)
 
@@ -190,6 +189,14 @@ def test_no_skipped_row_is_listed_twice_by_a_build_that_resumes(
         patch.setattr(DocumentWriter, "finish", finish_some)
         with pytest.raises(OSError, match="the disk is gone"):
             build_index([corpus], directory, SKIP)
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2, 3])
+def test_no_skipped_row_is_listed_twice_by_a_build_that_resumes(
+    tmp_path: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
+    build_that_dies_after(finished, corpus, directory, monkeypatch)
     summary = build_index([corpus], directory, SKIP)
     assert summary.resumed_documents == 4 * finished
     assert (summary.manifest.documents, summary.manifest.source.rejected) == (13, 7)
@@ -200,23 +207,10 @@ def test_skipped_rows_are_listed_once_after_a_segment_was_lost_and_the_next_run_
     tmp_path: Path, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
-    finish, ordinals = DocumentWriter.finish, itertools.count()
-
-    def dying(after: int) -> None:
-        def finish_some(*arguments: Any) -> Any:
-            if next(ordinals) == after:
-                raise OSError("the disk is gone")
-            return finish(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(DocumentWriter, "finish", finish_some)
-            with pytest.raises(OSError, match="the disk is gone"):
-                build_index([corpus], directory, SKIP)
-
-    dying(3)
+    build_that_dies_after(3, corpus, directory, monkeypatch)
     lost = sorted(directory.segments.iterdir())[0] / "gaussians.npy"
     lost.write_bytes(bytes(lost.stat().st_size))
-    dying(3 + 1 + 1)
+    build_that_dies_after(1, corpus, directory, monkeypatch)
     summary = build_index([corpus], directory, SKIP)
     assert summary.manifest.source.rejected == 7
     assert rejected_lines(directory.path / "rejected.jsonl") == bad
