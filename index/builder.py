@@ -1,4 +1,4 @@
-"""The batch build: a corpus in, a published index out, in memory that does not depend on the corpus's size.
+"""The batch build: a corpus in, a published index out, in memory bounded but for 8 bytes a document.
 
 The corpus is hashed, so that a resumed build knows it again, and then read once (index.build_reading). Reading cuts it
 into segments, checks it and fits the standardisation; then the segments are encoded, on the GPU where there is one,
