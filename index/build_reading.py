@@ -1,6 +1,6 @@
 """The first half of a build: the corpus is read once, checked, and cut into staged segments.
 
-While a batch is written here, the corpus has the next one read and checked in a thread of its own. So of the Gaussians
+While a batch is checked and written here, the corpus has the next one read in a thread of its own. So of the Gaussians
 a few batches are in memory; of ids and payload, which are written together, those of a segment. (Writing in a third
 thread took as long, on two cores: each of the many small operations on a batch waits for Python's lock.)
 """

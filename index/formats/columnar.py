@@ -7,6 +7,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from index.cores import available_cores
 from index.errors import SourceError
 from index.formats.request import ReadRequest
 from index.rows import RawBatch
@@ -19,7 +20,7 @@ _END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"
 def read_parquet(request: ReadRequest) -> Iterator[RawBatch]:
     # Buffered, because the default reads a whole column chunk, which may be gigabytes, at once; and not ahead, because
     # what pre_buffer has read stays in memory until the file's end.
-    with pq.ParquetFile(request.path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True) as file:
+    with pq.ParquetFile(request.path, buffer_size=2**16, pre_buffer=False, page_checksum_verification=True) as file:
         request.require(file.schema_arrow.names)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(itertools.accumulate(sizes))
@@ -28,7 +29,10 @@ def read_parquet(request: ReadRequest) -> Iterator[RawBatch]:
             return
         first = ends[groups[0]] - sizes[groups[0]]
         names = list(request.wanted) if request.ids_only else None
-        for batch in file.iter_batches(request.batch_rows, row_groups=groups, columns=names):
+        # Columns side by side where there are cores for it: reading and writing, a build keeps two busy. (Row groups
+        # side by side gained nothing there, either.)
+        threads = available_cores() > 2
+        for batch in file.iter_batches(request.batch_rows, row_groups=groups, columns=names, use_threads=threads):
             yield from _slices(request, batch, first)
             first += batch.num_rows
 
