@@ -39,6 +39,9 @@ __all__ = [
 
 WRITTEN_BYTES = 1 << 20
 """Gaussians put side by side, hashed and written at a time: as much as stays in a core's cache."""
+RESERVED_BYTES = 1 << 25
+"""How much room a file takes on the disk at a time, before it is written to, which then takes half the time: no more,
+because a corpus may end long before a segment is full."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +99,7 @@ class GaussiansWriter:
     def __init__(self, path: Path, expected: int, k: int) -> None:
         self._path, self._expected, self._written = path, expected, 0
         self._side_by_side = np.empty((max(1, WRITTEN_BYTES // (8 * k)), 2 * k), dtype="<f4")
+        self._reserved = 0
         self._open = contextlib.ExitStack()
         self._file = self._open.enter_context(checksummed(path))
         self._file.write(self._header(expected))
@@ -103,6 +107,7 @@ class GaussiansWriter:
     def write(self, gaussians: Gaussians) -> None:
         """Appends a batch of the same k."""
         k = gaussians.k
+        self._reserve(len(gaussians))
         for part in gaussians.chunks(len(self._side_by_side)):
             block = self._side_by_side[: len(part)]
             block[:, :k], block[:, k:] = part.means.cpu().numpy(), part.variances.cpu().numpy()
@@ -116,11 +121,21 @@ class GaussiansWriter:
             return self._file.entry
         with self._path.open("r+b") as file:
             file.write(self._header(self._written))
+            file.truncate(self._file.entry.bytes)
         return measure(self._path)
 
     def close(self) -> None:
         """Closes the file, whole or not."""
         self._open.close()
+
+    def _reserve(self, rows: int) -> None:
+        row_bytes = self._side_by_side[0].nbytes
+        header = self._file.entry.bytes - self._written * row_bytes
+        wanted = header + (self._written + rows) * row_bytes
+        if wanted > self._reserved:
+            # Never more than the file will have, if it will have as many rows as were expected.
+            self._reserved = max(wanted, min(wanted + RESERVED_BYTES, header + self._expected * row_bytes))
+            self._file.reserve(self._reserved)
 
     def _header(self, rows: int) -> bytes:
         # Of one length whatever `rows` is: NumPy leaves room for an array to grow.

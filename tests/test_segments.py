@@ -16,7 +16,7 @@ import torch
 from index import Encoding, IndexDirectory, LocalSearcher, encode_documents
 from index.durable import checksum, measure
 from index.errors import BuildError, CorruptIndexError
-from index.segments import Segment, find_segment
+from index.segments import RESERVED_BYTES, GaussiansWriter, Segment, find_segment
 from index.vectors import FlatVectors, write_vectors
 from tests.conftest import MakeIndex, random_gaussians
 
@@ -244,3 +244,16 @@ def test_another_form_of_faiss_files_is_noticed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(faiss, "serialize_index", lambda index: np.append(serialize(index), np.uint8(index.ntotal)))
     with pytest.raises(BuildError, match=f"faiss {faiss.__version__} writes IndexFlatIP in a form"):
         write_vectors(tmp_path / "vectors.faiss", 1, 3, [np.zeros((1, 3), dtype=np.float32)])
+
+
+@pytest.mark.parametrize("expected", [1, 299, 300, 301, 10_000_000])
+def test_gaussians_are_as_many_as_were_written_whatever_was_expected(tmp_path: Path, expected: int) -> None:
+    path, gaussians = tmp_path / "gaussians.npy", random_gaussians(300, 16)
+    writer = GaussiansWriter(path, expected, 16)
+    for part in gaussians.chunks(128):
+        writer.write(part)
+        assert path.stat().st_size <= 300 * 16 * 8 + RESERVED_BYTES + 128
+    entry = writer.finish()
+    assert np.array_equal(np.load(path), np.hstack([gaussians.means.numpy(), gaussians.variances.numpy()]))
+    assert path.stat().st_size == 128 + 300 * 16 * 8
+    assert entry == measure(path)
