@@ -99,10 +99,11 @@ class GaussiansWriter:
     def __init__(self, path: Path, expected: int, k: int) -> None:
         self._path, self._expected, self._written = path, expected, 0
         self._side_by_side = np.empty((max(1, WRITTEN_BYTES // (8 * k)), 2 * k), dtype="<f4")
-        self._reserved = 0
         self._open = contextlib.ExitStack()
         self._file = self._open.enter_context(checksummed(path))
-        self._file.write(self._header(expected))
+        header = self._header(expected)
+        self._reserved, self._expected_bytes = 0, len(header) + expected * self._side_by_side[0].nbytes
+        self._file.write(header)
 
     def write(self, gaussians: Gaussians) -> None:
         """Appends a batch of the same k."""
@@ -129,12 +130,10 @@ class GaussiansWriter:
         self._open.close()
 
     def _reserve(self, rows: int) -> None:
-        row_bytes = self._side_by_side[0].nbytes
-        header = self._file.entry.bytes - self._written * row_bytes
-        wanted = header + (self._written + rows) * row_bytes
+        """Takes room for so many more rows and some after them, up to the file's expected size."""
+        wanted = self._file.entry.bytes + rows * self._side_by_side[0].nbytes
         if wanted > self._reserved:
-            # Never more than the file will have, if it will have as many rows as were expected.
-            self._reserved = max(wanted, min(wanted + RESERVED_BYTES, header + self._expected * row_bytes))
+            self._reserved = min(wanted + RESERVED_BYTES, self._expected_bytes)
             self._file.reserve(self._reserved)
 
     def _header(self, rows: int) -> bytes:
