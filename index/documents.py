@@ -3,6 +3,8 @@
 Document number i is row i - start of the segment whose range holds it; segments follow each other in manifest order.
 """
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,10 +17,13 @@ from index.errors import DocumentNotFoundError
 from index.gaussians import Gaussians
 from index.segments import Segment
 
-__all__ = ["Document", "DocumentStore", "Numbers"]
+__all__ = ["Document", "DocumentStore", "GaussianStore", "Numbers"]
 
 Numbers = npt.NDArray[np.int64]
 """Document numbers, of any shape; -1 where there is no document."""
+
+FEW = 64
+"""Documents whose ids are fetched one by one: Arrow takes as long to begin with many, in every segment."""
 
 T = TypeVar("T")
 
@@ -32,37 +37,87 @@ class Document:
     payload: dict[str, Any]
 
 
-class DocumentStore:
-    """Memory-mapped documents; safe to read from any number of threads."""
+class GaussianStore:
+    """Gaussians of several arrays under one numbering; safe to read from any number of threads.
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = segments
-        self.starts = np.cumsum([0, *map(len, segments)])
-        self.k = segments[0].manifest.k
+    arrays: (n_i, 2k) float32 each, means | variances, memory-mapped or not, at least one.
+    """
+
+    def __init__(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        self.arrays = arrays
+        self.starts = np.cumsum([0, *map(len, arrays)])
+        self.k = int(arrays[0].shape[1]) // 2
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def gaussians(self, numbers: Numbers) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Means and variances (..., k), one gather per segment; where a number is -1, those of some document."""
+        """Means and variances (..., k), one gather per array; where a number is -1, those of some document.
+
+        Fastest where numbers ascend.
+        """
         flat = np.maximum(numbers.ravel(), 0)
-        gathered = np.empty((len(flat), 2 * self.k), dtype=np.float32)
-        for segment, places, rows in self._by_segment(flat):
-            gathered[places] = segment.gaussians[rows]
+        gathered = self.arrays[0].take(flat, axis=0) if len(self.arrays) == 1 else self._gather(flat)
         both = gathered.reshape(*numbers.shape, 2 * self.k)
         return both[..., : self.k], both[..., self.k :]
 
+    def _gather(self, numbers: Numbers) -> npt.NDArray[np.float32]:
+        """The Gaussians (m, 2k) of numbers (m,)."""
+        ascending = bool((numbers[1:] >= numbers[:-1]).all())
+        order = None if ascending else np.argsort(numbers, kind="stable")
+        ordered = numbers if order is None else numbers[order]
+        bounds = np.searchsorted(ordered, self.starts).tolist()
+        gathered = np.empty((len(numbers), 2 * self.k), dtype=np.float32)
+        for array, start, (low, high) in zip(
+            self.arrays, self.starts.tolist(), itertools.pairwise(bounds), strict=False
+        ):
+            if low == high:
+                continue
+            rows = ordered[low:high] - start
+            if order is None:
+                # Into its place without a copy, which NumPy does only where it need not look for rows out of bounds.
+                array.take(rows, axis=0, out=gathered[low:high], mode="clip")
+            else:
+                gathered[order[low:high]] = array.take(rows, axis=0)
+        return gathered
+
     def blocks(self, rows: int) -> Iterator[tuple[Numbers, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
         """All documents in order, at most `rows` at a time: numbers (m,), means (m, k), variances (m, k)."""
-        for start, segment in zip(self.starts, self.segments, strict=False):
-            for first in range(0, len(segment), rows):
-                block = segment.gaussians[first : first + rows]
+        for start, array in zip(self.starts, self.arrays, strict=False):
+            for first in range(0, len(array), rows):
+                block = array[first : first + rows]
                 numbers = np.arange(start + first, start + first + len(block), dtype=np.int64)
                 yield numbers, block[:, : self.k], block[:, self.k :]
 
+    def _by_array(self, numbers: Numbers) -> list[tuple[int, Numbers, Numbers]]:
+        """Splits document numbers (m,) by array: (array, places in `numbers`, rows in the array)."""
+        if len(self.arrays) == 1:
+            return [(0, np.arange(len(numbers)), numbers)]
+        owner = np.searchsorted(self.starts, numbers, side="right") - 1
+        parts = []
+        for number in np.unique(owner).tolist():
+            places = np.flatnonzero(owner == number)
+            parts.append((number, places, numbers[places] - self.starts[number]))
+        return parts
+
+
+class DocumentStore(GaussianStore):
+    """Memory-mapped documents of the segments of an index."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        super().__init__([segment.gaussians for segment in segments])
+        self.segments = segments
+        self._starts: list[int] = self.starts.tolist()
+
     def ids(self, numbers: Numbers) -> list[str]:
         """The ids of these documents (m,), in their order."""
-        return self._collect(numbers, Segment.ids_at)
+        if len(numbers) > FEW:
+            return self._collect(numbers, Segment.ids_at)
+        ids = []
+        for number in numbers.tolist():
+            place = bisect.bisect_right(self._starts, number) - 1
+            ids.append(self.segments[place].ids[number - self._starts[place]].as_py())
+        return ids
 
     def payloads(self, numbers: Numbers) -> list[dict[str, Any]]:
         """The payload of these documents (m,), in their order; empty where the index has none."""
@@ -80,21 +135,10 @@ class DocumentStore:
 
     def _collect(self, numbers: Numbers, fetch: Callable[[Segment, Numbers], list[T]]) -> list[T]:
         """What `fetch(segment, rows)` lists for each document, in their order, in one call per segment."""
-        parts = self._by_segment(numbers)
+        parts = self._by_array(numbers)
         if len(parts) == 1:
-            return fetch(parts[0][0], parts[0][2])
+            return fetch(self.segments[parts[0][0]], parts[0][2])
         collected: dict[int, T] = {}
-        for segment, places, rows in parts:
-            collected |= zip(places.tolist(), fetch(segment, rows), strict=True)
+        for part, places, rows in parts:
+            collected |= zip(places.tolist(), fetch(self.segments[part], rows), strict=True)
         return [collected[place] for place in range(len(numbers))]
-
-    def _by_segment(self, numbers: Numbers) -> list[tuple[Segment, Numbers, Numbers]]:
-        """Splits document numbers (m,) by segment: (segment, places in `numbers`, rows in the segment)."""
-        if len(self.segments) == 1:
-            return [(self.segments[0], np.arange(len(numbers)), numbers)]
-        owner = np.searchsorted(self.starts, numbers, side="right") - 1
-        parts = []
-        for number in np.unique(owner):
-            places = np.flatnonzero(owner == number)
-            parts.append((self.segments[number], places, numbers[places] - self.starts[number]))
-        return parts

@@ -21,6 +21,7 @@ near 100 and deviations near 0.1, g and 2 m m_Q/v are numbers near 1e8 whose dif
 Vectors are computed in float64 and rounded once, to the dtype of the output.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from index.errors import InvalidGaussiansError
-from index.gaussians import Gaussians
+from index.gaussians import Gaussians, extremes
 
 __all__ = [
     "Encoding",
@@ -266,11 +267,13 @@ def _encode(
     standardiser = standardisation._on(device)
     # Taken once: given back and taken again for every operation, it is mapped and cleared anew each time, which takes
     # three times as long as the arithmetic.
-    scratch = torch.empty(4, rows, gaussians.k, dtype=_computed_in(device), device=device)
+    scratch = torch.empty(4, rows, gaussians.k, dtype=_computed_in(device), device=device).unbind()
     for start in range(0, len(gaussians), rows):
-        target = out[start : start + rows]
-        means, variances, *free = scratch[:, : len(target)]
-        standardiser.into(gaussians[start : start + rows], means, variances)
+        # A query alone would wait longer for slices than for its vector.
+        whole = rows == len(gaussians)
+        target, part = (out, gaussians) if whole else (out[start : start + rows], gaussians[start : start + rows])
+        means, variances, *free = scratch if whole else (each[: len(part)] for each in scratch)
+        standardiser.into(part, means, variances)
         write(encoding, means, variances, free, target)
         _require_finite(target, start)
     return out
@@ -307,7 +310,7 @@ def _write_queries(encoding: Encoding, means: Tensor, variances: Tensor, free: S
 
 def _require_finite(vectors: Tensor, first_row: int) -> None:
     # One pass that carries NaN and infinity through; isfinite().all() takes a quarter of the whole encoding's time.
-    if all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(vectors)):
+    if len(vectors) == 0 or all(map(math.isfinite, extremes(vectors))):
         return
     row, column = torch.nonzero(~torch.isfinite(vectors))[0].tolist()
     raise InvalidGaussiansError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from index.errors import InvalidGaussiansError
 
-__all__ = ["Defect", "Gaussians", "find_defects"]
+__all__ = ["Defect", "Gaussians", "extremes", "find_defects"]
 
 MAX_DIMENSIONS = 65_536
 """The largest k accepted: far above any encoder's, and small enough that 3k+1 floats are never a surprise."""
@@ -162,11 +162,12 @@ def _extremes_are_valid(means: Tensor, variances: Tensor) -> bool:
     """Whether no row has a defect, in one pass over each tensor: extremes are NaN where anything is."""
     if means.numel() == 0:
         return True
-    (mean_low, mean_high), (variance_low, variance_high) = _extremes(means), _extremes(variances)
+    (mean_low, mean_high), (variance_low, variance_high) = extremes(means), extremes(variances)
     return all(map(math.isfinite, (mean_low, mean_high, variance_high))) and variance_low > 0
 
 
-def _extremes(tensor: Tensor) -> tuple[float, float]:
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """The least and the greatest number of a tensor that has any; NaN where one is."""
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
         # On one core NumPy is as fast as torch, and it does not wait for another core that may be busy.
         array = tensor.numpy()
