@@ -1,4 +1,4 @@
-"""The second half of a build: the staged segments are encoded and written as FAISS indexes.
+"""The second half of a build: the staged segments are encoded and written in the form that their kind of index scans.
 
 Each core makes one segment, block after block: encoded, hashed and written while the block is in its cache. That shares
 the work out without handing anything over from one thread to another, which costs more than it saves: threads that
@@ -7,9 +7,10 @@ encoded for others to write took a tenth longer on two cores.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from index.segments import complete_segment, find_segment
 from index.staging import ReadSegment, Staging
 from index.vectors import write_vectors
 
-__all__ = ["NotEncodableError", "encode_segments"]
+__all__ = ["FlatForm", "NotEncodableError", "SegmentForm", "encode_segments"]
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers of vectors (4 MiB) that are encoded, hashed and written at a time: they stay in the processor's cache."""
@@ -52,6 +53,41 @@ class NotEncodableError(Exception):
         self.folder, self.row = folder, error.row or 0
 
 
+class SegmentForm(Protocol):
+    """What becomes of a segment's encoded documents.
+
+    `codebook` is the checksum of what the form was made with, if that is more than the encoding.
+    """
+
+    @property
+    def encoding(self) -> Encoding:
+        """How documents are encoded."""
+
+    @property
+    def codebook(self) -> str | None:
+        """See above."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether it writes each block when it comes, out of the host's memory, wherever it was encoded."""
+
+    def write(self, path: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> FileEntry:
+        """Writes so many vectors, which come in blocks (any, width), to a FAISS index at `path`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlatForm:
+    """The vectors themselves."""
+
+    encoding: Encoding
+    codebook: str | None = None
+    streams: bool = True
+
+    def write(self, path: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> FileEntry:
+        """As SegmentForm."""
+        return write_vectors(path, documents, width, (block.numpy() for block in blocks))
+
+
 class _Staged(NamedTuple):
     """A segment that has been read, and its documents (n, 2k), means | variances."""
 
@@ -63,6 +99,7 @@ class _Staged(NamedTuple):
 def encode_segments(
     staging: Staging,
     segments: Sequence[ReadSegment],
+    form: SegmentForm,
     standardisation: Standardisation,
     device: torch.device,
     progress: Progress,
@@ -84,14 +121,14 @@ def encode_segments(
             # Mapped for writing, in private, because torch takes no memory that it must not write to.
             yield _Staged(folder, segment, np.load(folder / "gaussians.npy", mmap_mode="c", allow_pickle=False))
 
-    complete = partial(_complete, staging.plan.encoding, standardisation, device, progress, syncer)
+    complete = partial(_complete, form, standardisation, device, progress, syncer)
     at_work = (available_cores() if device.type == "cpu" else 1) + SEGMENTS_WAITING
     with one_core_each(at_work) as threads:
         return list(in_order(threads, complete, staged(), ahead=at_work - 1))
 
 
 def _complete(
-    encoding: Encoding,
+    form: SegmentForm,
     standardisation: Standardisation,
     device: torch.device,
     progress: Progress,
@@ -100,13 +137,13 @@ def _complete(
 ) -> SegmentEntry:
     """Writes the vectors of a segment, and then the manifest that makes it whole."""
     folder, read, gaussians = staged
-    finished = find_segment(folder, read.documents)
+    finished = find_segment(folder, read.documents, form.codebook)
     if finished is not None:
         progress.advance(read.documents)
         return finished
     try:
         file = folder / "vectors.faiss"
-        vectors, max_norm = _write_encoded(file, gaussians, encoding, standardisation, device, progress, syncer)
+        vectors, max_norm = _write_encoded(file, gaussians, form, standardisation, device, progress, syncer)
     except InvalidGaussiansError as error:
         raise NotEncodableError(error, folder) from error
     syncer.sync(file)
@@ -115,8 +152,9 @@ def _complete(
         id=folder.name,
         documents=read.documents,
         k=read.k,
-        encoding=encoding,
+        encoding=form.encoding,
         max_norm=max_norm,
+        codebook=form.codebook,
         files={**read.files, "vectors.faiss": vectors},
     )
     entry = complete_segment(folder, manifest)
@@ -127,25 +165,25 @@ def _complete(
 def _write_encoded(
     path: Path,
     gaussians: Block,
-    encoding: Encoding,
+    form: SegmentForm,
     standardisation: Standardisation,
     device: torch.device,
     progress: Progress,
     syncer: Syncer,
 ) -> tuple[FileEntry, float]:
-    """Writes the vectors of documents (n, 2k), means | variances, encoded on `device`, to a FAISS index at `path`.
+    """Writes documents (n, 2k), means | variances, encoded on `device`, in the form's way to a FAISS index at `path`.
 
     Returns the file's entry and the largest L2 norm of a vector. Of the file all but the end is on its way to the disk.
     Raises InvalidGaussiansError with the row whose vector does not fit float32.
     """
     documents, k = len(gaussians), gaussians.shape[1] // 2
-    width, largest = encoding.width(k), 0.0
+    width, largest = form.encoding.width(k), 0.0
     numbers = BLOCK_NUMBERS if device.type == "cpu" else GPU_BLOCK_NUMBERS
     rows = max(1, min(documents, numbers // width))
     # Taken once: new memory for each block would have to be mapped and cleared.
     memory = torch.empty(rows, width)
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[torch.Tensor]:
         nonlocal largest
         unsynced = 0
         for start in range(0, documents, rows):
@@ -156,20 +194,20 @@ def _write_encoded(
             # On a GPU there first: straight into the memory of the host, each column would be a copy of its own.
             out = vectors if device.type == "cpu" else None
             try:
-                encoded = encode_documents(part, encoding, standardisation, out=out)
+                encoded = encode_documents(part, form.encoding, standardisation, out=out)
             except InvalidGaussiansError as error:
                 raise InvalidGaussiansError(str(error), row=start + (error.row or 0)) from error
-            if out is None:
-                vectors.copy_(encoded)
-            largest = max(largest, _largest_norm(vectors.numpy()))
-            yield vectors.numpy()
+            if form.streams and out is None:
+                encoded = vectors.copy_(encoded)
+            largest = max(largest, _largest_norm(encoded.cpu().numpy()))
+            yield encoded
             progress.advance(len(vectors))
             unsynced += vectors.nbytes
-            if unsynced >= SYNCED_BYTES:
+            if form.streams and unsynced >= SYNCED_BYTES:
                 syncer.sync(path)
                 unsynced = 0
 
-    return write_vectors(path, documents, width, blocks()), largest
+    return form.write(path, documents, width, blocks()), largest
 
 
 def _largest_norm(vectors: Block) -> float:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.encoding import Encoding
+from index.manifest import IndexKind
 from index.rows import VarianceAs
 
 __all__ = ["BuildOptions"]
@@ -16,11 +17,42 @@ class BuildOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Annotated[Literal["flat"], Field(description="Index kind. flat scans every document.")] = "flat"
+    kind: Annotated[
+        IndexKind,
+        Field(
+            description="Index kind: flat scans every document's vector and is exact; fastscan scans 4-bit codes, "
+            "twenty times as small, and scores the best exactly."
+        ),
+    ] = IndexKind.FLAT
+    target_recall: Annotated[
+        float,
+        Field(gt=0, lt=1, description="Recall that fastscan's code length and candidates are chosen for."),
+    ] = 0.99
+    recall_at: Annotated[
+        int, Field(ge=1, le=1000, description="How many of the best documents that recall is about.")
+    ] = 10
+    queries: Annotated[
+        Path | None,
+        Field(
+            description="File of real queries for fastscan: half to fit, half to measure; the corpus's own documents "
+            "if not set. In any format and with the columns of the corpus."
+        ),
+    ] = None
+    min_recall: Annotated[
+        float | None, Field(gt=0, le=1, description="Publish nothing if the measured recall is below this.")
+    ] = None
+    code_bytes: Annotated[
+        int | None, Field(ge=1, le=256, description="Bytes of a fastscan code, two digits each; chosen if not set.")
+    ] = None
+    candidates: Annotated[
+        int | None,
+        Field(ge=1, description="Documents that fastscan hands to exact scoring; chosen if not set."),
+    ] = None
     encoding: Annotated[
         Encoding,
         Field(
-            description="Vectors on disk: simplified (3k+1 numbers), full (3k+2) or folded (2k+1). All find the same."
+            description="Vectors of kind flat on disk: simplified (3k+1 numbers), full (3k+2) or folded (2k+1). All "
+            "find the same."
         ),
     ] = Encoding.SIMPLIFIED
     segment_docs: Annotated[

@@ -8,24 +8,31 @@ synced behind the build's back, and all of it before the index is published.
 """
 
 import datetime
+import functools
 import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from index.build_encoding import NotEncodableError, encode_segments
+from index.build_codes import NotReachedError, build_codes, read_queries, require_recall
+from index.build_encoding import FlatForm, NotEncodableError, SegmentForm, encode_segments
 from index.build_options import BuildOptions
 from index.build_reading import read_segments
+from index.documents import GaussianStore
 from index.duplicates import read_ids, require_unique_ids
 from index.durable import Syncer, SyncError, write_atomically
 from index.encoding import MomentAccumulator, Standardisation
 from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, SourceError
-from index.manifest import FORMAT_VERSION, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
+from index.gaussians import Gaussians
+from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
 from index.progress import Progress, SilentProgress
+from index.scanning import SCANNED
 from index.sources import Columns, Corpus, RejectedRows, Stamps
 from index.staging import BuildPlan, ReadSegment, Staging
 from index.storage import IndexDirectory
@@ -77,17 +84,14 @@ def build_index(
             raise BuildError(f"{rejected_to} is one of the sources; name another file for rejected rows")
         progress.phase("checking the corpus for changes", None)
         stamps = corpus.stamps()
-        plan = BuildPlan(
-            corpus=corpus.digest(),
-            encoding=options.encoding,
-            kind=options.kind,
-            segment_docs=options.segment_docs,
-            on_error=options.on_error,
-        )
+        queries, digest = (None, None) if options.queries is None else read_queries(options.queries, corpus)
+        plan = _plan(corpus, options, digest)
         live = _intact_manifest(directory, plan)
         if live is not None:
             return _summary(directory, live, started, resumed=0, up_to_date=True)
-        build = _Build(directory, plan, corpus, stamps, rejected, rejected_to, progress, device)
+        build = _Build(
+            directory, plan, corpus, stamps, queries, options.min_recall, rejected, rejected_to, progress, device
+        )
         return _summary(directory, build.run(restart=options.restart), started, resumed=build.resumed, up_to_date=False)
 
 
@@ -100,12 +104,15 @@ class _Build:
         plan: BuildPlan,
         corpus: Corpus,
         stamps: Stamps,
+        queries: Gaussians | None,
+        min_recall: float | None,
         rejected: RejectedRows,
         rejected_to: Path,
         progress: Progress,
         device: torch.device,
     ) -> None:
         self.directory, self.plan, self.corpus, self.stamps = directory, plan, corpus, stamps
+        self.queries, self.min_recall = queries, min_recall
         self.rejected, self.rejected_to = rejected, rejected_to
         self.progress, self.device = progress, device
         self.resumed = 0
@@ -133,8 +140,7 @@ class _Build:
             for segment in segments:
                 moments.merge(segment.moments())
             standardisation = moments.standardisation()
-            self.progress.phase("encoding", moments.count)
-            entries = self._encode(staging, segments, standardisation)
+            made = self._make(staging, segments, standardisation)
             self._hand_over_rejected()
         except SourceError as error:
             # The same corpus would fail the same way: there is nothing to resume, unless it was the disk that failed.
@@ -149,18 +155,52 @@ class _Build:
             created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             created_by=f"gaussearch {importlib.metadata.version('gaussearch')}",
             k=segments[0].k,
-            encoding=self.plan.encoding,
-            kind=self.plan.kind,
             standardisation=StandardisationRecord.of(standardisation),
             documents=moments.count,
-            segments=entries,
             source=SourceRecord(
                 corpus=self.plan.corpus,
                 plan=self.plan.id,
                 files=[file.name for file in self.corpus.files],
                 rejected=segments[-1].rejected,
             ),
+            **made,
         )
+
+    def _make(
+        self, staging: Staging, segments: Sequence[ReadSegment], standardisation: Standardisation
+    ) -> dict[str, Any]:
+        """Makes the segments what their kind of index scans, and says in the manifest's words what they have become."""
+        encode = functools.partial(self._encode, staging, segments, standardisation)
+        reason = None
+        if self.plan.kind is IndexKind.FASTSCAN:
+            try:
+                return self._make_codes(staging, segments, standardisation, encode)
+            except NotReachedError as error:
+                reason = f"asked for {self.plan.kind}, but {error}: flat instead, which is exact"
+                self.progress.phase(reason, None)
+        flat = FlatForm(self.plan.encoding)
+        return {"kind": IndexKind.FLAT, "encoding": flat.encoding, "segments": encode(flat), "reason": reason}
+
+    def _make_codes(
+        self,
+        staging: Staging,
+        segments: Sequence[ReadSegment],
+        standardisation: Standardisation,
+        encode: Callable[[SegmentForm], list[SegmentEntry]],
+    ) -> dict[str, Any]:
+        if self.queries is not None:
+            self.queries.require_dimensions(segments[0].k)
+        folders = [staging.folder(ordinal) for ordinal in range(len(segments))]
+        store = GaussianStore([np.load(it / "gaussians.npy", mmap_mode="r", allow_pickle=False) for it in folders])
+        coded = build_codes(staging, store, standardisation, self.queries, encode, self.progress)
+        require_recall(coded.recall, self.min_recall)
+        return {
+            "kind": self.plan.kind,
+            "encoding": SCANNED,
+            "segments": coded.segments,
+            "codes": coded.codes,
+            "measured_recall": coded.recall,
+        }
 
     def _read(self, staging: Staging) -> list[ReadSegment]:
         """Reads the corpus into staged segments, going on after those that are there."""
@@ -177,9 +217,10 @@ class _Build:
         return segments
 
     def _encode(
-        self, staging: Staging, segments: Sequence[ReadSegment], standardisation: Standardisation
+        self, staging: Staging, segments: Sequence[ReadSegment], standardisation: Standardisation, form: SegmentForm
     ) -> list[SegmentEntry]:
         """Makes the segments complete, and meanwhile looks whether their ids are all different."""
+        self.progress.phase("encoding", sum(segment.documents for segment in segments))
         with ThreadPoolExecutor(1, thread_name_prefix="gaussearch-ids") as beside:
             id_files = [staging.folder(ordinal) / "ids.arrow" for ordinal in range(len(segments))]
             unique = beside.submit(require_unique_ids, self.corpus, id_files)
@@ -190,7 +231,14 @@ class _Build:
 
             try:
                 entries = encode_segments(
-                    staging, segments, standardisation, self.device, self.progress, self.syncer, stop_at_duplicates
+                    staging,
+                    segments,
+                    form,
+                    standardisation,
+                    self.device,
+                    self.progress,
+                    self.syncer,
+                    stop_at_duplicates,
                 )
             except NotEncodableError as error:
                 raise self._where(error) from error
@@ -209,6 +257,21 @@ class _Build:
         """Puts the list of rows that were left out where the user wants it."""
         if self.plan.on_error == "skip" and self.rejected.path.exists():
             write_atomically(self.rejected_to, self.rejected.path.read_bytes())
+
+
+def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPlan:
+    """What decides the index that these options make of a corpus; `queries` is the digest of their file."""
+    plan = BuildPlan(
+        corpus=corpus.digest(),
+        encoding=options.encoding,
+        kind=options.kind,
+        segment_docs=options.segment_docs,
+        on_error=options.on_error,
+    )
+    if options.kind is IndexKind.FLAT:
+        return plan
+    names = ("target_recall", "recall_at", "code_bytes", "candidates")
+    return plan.model_copy(update={"queries": queries, **{name: getattr(options, name) for name in names}})
 
 
 def _intact_manifest(directory: IndexDirectory, plan: BuildPlan) -> Manifest | None:

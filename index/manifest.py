@@ -5,21 +5,42 @@ a chain: CURRENT holds the checksum of the manifest, the manifest that of each s
 each file of the segment.
 """
 
+import math
+from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from index.encoding import Encoding, Standardisation
 
-__all__ = ["FORMAT_VERSION", "FileEntry", "Manifest", "SegmentEntry", "SegmentManifest", "SourceRecord"]
+__all__ = [
+    "FORMAT_VERSION",
+    "CodesRecord",
+    "FileEntry",
+    "IndexKind",
+    "Manifest",
+    "MeasuredRecall",
+    "SegmentEntry",
+    "SegmentManifest",
+    "SourceRecord",
+]
 
 FORMAT_VERSION: Final = 1
 """Raised whenever an older release could misread what a newer one writes."""
 
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SegmentId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}$")]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 SEGMENT_FILES = frozenset({"vectors.faiss", "gaussians.npy", "ids.arrow", "payload.arrow"})
+
+
+class IndexKind(StrEnum):
+    """How an index is scanned."""
+
+    FLAT = "flat"
+    FASTSCAN = "fastscan"
 
 
 class _Strict(BaseModel):
@@ -34,7 +55,10 @@ class FileEntry(_Strict):
 
 
 class SegmentManifest(_Strict):
-    """segment.json: what one segment holds. `max_norm` is the largest L2 norm of its document vectors."""
+    """segment.json: what one segment holds. `max_norm` is the largest L2 norm of its document vectors.
+
+    `codebook` is the checksum of the codebook whose codes vectors.faiss holds; without one it holds the vectors.
+    """
 
     format_version: Literal[1]
     id: SegmentId
@@ -42,6 +66,7 @@ class SegmentManifest(_Strict):
     k: PositiveInt
     encoding: Annotated[Encoding, Field(strict=False)]
     max_norm: FiniteFloat
+    codebook: Blake3 | None = None
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
@@ -91,8 +116,58 @@ class SourceRecord(_Strict):
     rejected: NonNegativeInt
 
 
+class CodesRecord(_Strict):
+    """What the codes of an index are scanned with.
+
+    `codebook` is the name of its file in codebooks/, `dimensions` how many projected ones the digits of a code say
+    something about. `candidates` pairs a top_k with how many documents the scan hands to exact scoring for it, both
+    ascending.
+    """
+
+    codebook: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors$")]
+    file: FileEntry
+    digits: Annotated[int, Field(gt=0, multiple_of=2)]
+    dimensions: PositiveInt
+    candidates: Annotated[list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+
+    def candidates_for(self, top_k: int) -> int:
+        """How many candidates a search for top_k documents takes: as measured, geometrically in between, in proportion
+        beyond."""
+        (first, fewest), (last, most) = self.candidates[0], self.candidates[-1]
+        if top_k <= first:
+            return fewest
+        if top_k >= last:
+            return max(top_k, math.ceil(most * top_k / last))
+        measured, candidates = zip(*self.candidates, strict=True)
+        power = np.interp(math.log(top_k), np.log(measured), np.log(candidates))
+        # Not one more for a rounding.
+        return max(top_k, math.ceil(math.exp(power) * (1 - 1e-9)))
+
+
+class MeasuredRecall(_Strict):
+    """The share of the true `at` best documents that a search found, over queries that the index was not fitted on.
+
+    `low` and `high` bound the expected recall with 95% confidence. `source` says what the queries were: `queries` that
+    were given, or the Gaussians of the index's own `documents`, without the document itself. `target` is what was asked
+    for.
+    """
+
+    at: PositiveInt
+    recall: Share
+    low: Share
+    high: Share
+    queries: PositiveInt
+    source: Literal["queries", "documents"]
+    candidates: PositiveInt
+    target: Share
+
+
 class Manifest(_Strict):
-    """manifests/NNNNNNNN.json: one generation of an index, immutable once published."""
+    """manifests/NNNNNNNN.json: one generation of an index, immutable once published.
+
+    `codes` and `measured_recall` are there where the kind's scan is approximate. `reason` says why the kind is not the
+    one that was asked for, where it is not.
+    """
 
     format_version: Literal[1]
     generation: PositiveInt
@@ -100,12 +175,14 @@ class Manifest(_Strict):
     created_by: str
     k: PositiveInt
     encoding: Annotated[Encoding, Field(strict=False)]
-    kind: Literal["flat"]
+    kind: Annotated[IndexKind, Field(strict=False)]
+    reason: str | None = None
     standardisation: StandardisationRecord
     documents: PositiveInt
     segments: Annotated[list[SegmentEntry], Field(min_length=1)]
     deletes: Annotated[list[str], Field(max_length=0)] = []
-    measured_recall: None = None
+    codes: CodesRecord | None = None
+    measured_recall: MeasuredRecall | None = None
     source: SourceRecord
 
     @model_validator(mode="after")
@@ -116,4 +193,8 @@ class Manifest(_Strict):
             raise ValueError("documents is not the sum over segments")
         if len({segment.id for segment in self.segments}) != len(self.segments):
             raise ValueError("a segment is listed twice")
+        if ((self.kind is IndexKind.FLAT) != (self.codes is None)) or (
+            (self.codes is None) != (self.measured_recall is None)
+        ):
+            raise ValueError(f"kind is {self.kind}, which does not go with its codes and measured_recall")
         return self

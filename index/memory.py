@@ -38,7 +38,10 @@ def require_memory(manifest: Manifest, path: Path, device: torch.device, *, copi
     `copies` is the number of processes that will each hold them. On a CPU a segment is read before it is folded.
     """
     needed = 4 * SCANNED.width(manifest.k) * manifest.documents
-    if device.type == "cpu" and manifest.encoding is not SCANNED:
+    if manifest.codes is not None:
+        # As read, together, and laid out for the scan.
+        needed, device = 3 * manifest.codes.digits // 2 * manifest.documents, torch.device("cpu")
+    elif device.type == "cpu" and manifest.encoding is not SCANNED:
         needed += 4 * manifest.encoding.width(manifest.k) * max(segment.documents for segment in manifest.segments)
     needed *= copies
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

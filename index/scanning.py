@@ -11,13 +11,13 @@ import torch
 
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import Encoding, encode_queries, inner_product_error, negative_kl
+from index.encoding import Encoding, Standardisation, encode_queries, inner_product_error, negative_kl
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.segments import Segment
 from index.vectors import FlatVectors, gpu_resources, matrix_products, set_threads
 
-__all__ = ["Scanner"]
+__all__ = ["SCANNED", "Ceilings", "Found", "Scanner", "ceilings", "merge"]
 
 SCANNED = Encoding.FOLDED
 """What is scanned, whatever lies on disk. Of the other forms' numbers a third say nothing new (index.encoding), and a
@@ -28,6 +28,10 @@ SHARD_NUMBERS = 1 << 20
 """The fewest numbers (documents times width) that a shard is worth a thread for: 4 MiB."""
 
 Scores = npt.NDArray[np.float32]
+Ceilings = npt.NDArray[np.float64]
+Found = tuple[Scores, Numbers, Scores]
+"""Of one piece of the documents: the best inner products and their documents' numbers, (b, c) each, -1 for none, and
+the most that any other document's can be, (b,)."""
 Shard = list[tuple[FlatVectors, range, int]]
 """Ranges of rows of segments, each with the number of its segment's first document."""
 
@@ -62,7 +66,7 @@ class Scanner:
         self._shards = _cut(vectors_of_all, shards)
         self._pool = ThreadPoolExecutor(shards, "gaussearch-scan", initializer=set_threads, initargs=(1,))
 
-    def scan(self, queries: Gaussians, count: int) -> tuple[Numbers, npt.NDArray[np.float64]]:
+    def scan(self, queries: Gaussians, count: int) -> tuple[Numbers, Ceilings]:
         """The `count` likeliest documents of each query, and a ceiling on the -KL of every other document.
 
         Returns numbers (b, c) in no particular order, -1 for none, c <= count where there are fewer documents or a GPU
@@ -72,36 +76,49 @@ class Scanner:
         with torch_on_one_core():
             return self._scan(queries.to(self.device), count)
 
-    def _scan(self, queries: Gaussians, count: int) -> tuple[Numbers, npt.NDArray[np.float64]]:
+    def _scan(self, queries: Gaussians, count: int) -> tuple[Numbers, Ceilings]:
         vectors = encode_queries(queries, SCANNED, self._standardisation)
-        scores, numbers, cutoffs = self._best(vectors, count)
-        # What is not among a segment's best has an inner product of at most the segment's cutoff, and so an exact one
-        # of at most the cutoff plus the error bound.
-        if scores.shape[1] > count:
-            best = np.argpartition(-scores, count, axis=1)
-            cutoffs = np.maximum(cutoffs, np.take_along_axis(scores, best[:, count:], axis=1).max(axis=1))
-            numbers = np.take_along_axis(numbers, best[:, :count], axis=1)
-        errors = inner_product_error(vectors.norm(dim=1), self._max_norm, vectors.shape[1], vectors.dtype)
-        bounds = torch.from_numpy(cutoffs.astype(np.float64)) + errors.cpu()
-        ceilings = negative_kl(bounds[:, None], queries, SCANNED, self._standardisation)[:, 0]
-        return numbers, ceilings.numpy()
+        _, numbers, cutoffs = merge(self._found(vectors, count), count)
+        return numbers, ceilings(cutoffs, queries, vectors, self._max_norm, self._standardisation)
 
-    def _best(self, vectors: torch.Tensor, count: int) -> tuple[Scores, Numbers, Scores]:
-        """Inner products and numbers of the best of each piece, side by side, and the cutoff over all pieces."""
+    def _found(self, vectors: torch.Tensor, count: int) -> list[Found]:
+        """What is found in each piece."""
         scan = functools.partial(_scan_shard, vectors, count)
         if self._gpu_turn is not None:
             with self._gpu_turn:
-                found = scan(self._shards[0])
-        else:
-            with matrix_products(vectors.shape[1]):
-                found = [piece for shard in self._pool.map(scan, self._shards) for piece in shard]
-        cutoffs = np.max([cutoff for _, _, cutoff in found], axis=0)
-        return np.concatenate([p[0] for p in found], axis=1), np.concatenate([p[1] for p in found], axis=1), cutoffs
+                return scan(self._shards[0])
+        with matrix_products(vectors.shape[1]):
+            return [piece for shard in self._pool.map(scan, self._shards) for piece in shard]
 
 
-def _scan_shard(vectors: torch.Tensor, count: int, shard: Shard) -> list[tuple[Scores, Numbers, Scores]]:
+def merge(found: Sequence[Found], count: int) -> Found:
+    """What was found in several pieces as if it had been found in one: the `count` best, in no particular order."""
+    scores = np.concatenate([piece[0] for piece in found], axis=1)
+    numbers = np.concatenate([piece[1] for piece in found], axis=1)
+    cutoffs = np.max([piece[2] for piece in found], axis=0)
+    if scores.shape[1] > count:
+        best = np.argpartition(-scores, count, axis=1)
+        cutoffs = np.maximum(cutoffs, np.take_along_axis(scores, best[:, count:], axis=1).max(axis=1))
+        scores, numbers = (np.take_along_axis(values, best[:, :count], axis=1) for values in (scores, numbers))
+    return scores, numbers, cutoffs
+
+
+def ceilings(
+    cutoffs: Scores, queries: Gaussians, vectors: torch.Tensor, max_norm: float, standardisation: Standardisation
+) -> Ceilings:
+    """The most that the -KL of a document can be whose computed inner product is at most the query's cutoff, (b,).
+
+    The exact inner product is at most that plus the error bound. `vectors` are those of the queries, and `max_norm` is
+    the largest of a document.
+    """
+    errors = inner_product_error(vectors.norm(dim=1), max_norm, vectors.shape[1], vectors.dtype)
+    bounds = torch.from_numpy(cutoffs.astype(np.float64)) + errors.cpu()
+    return negative_kl(bounds[:, None], queries, SCANNED, standardisation)[:, 0].numpy()
+
+
+def _scan_shard(vectors: torch.Tensor, count: int, shard: Shard) -> list[Found]:
     """Of each piece: the best inner products, their documents' numbers, and the most that any other can have."""
-    found = []
+    found: list[Found] = []
     for index, rows, start in shard:
         limit = min(count, len(rows), index.result_limit)
         scores, local = index.search(vectors, limit, rows)

@@ -15,7 +15,6 @@ directory. A search has three steps:
 So results equal float64 brute force always, not nearly always; equal scores rank by id.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from index.code_scanning import CodeScanner
+from index.codes import read_codes
 from index.documents import Document, DocumentStore, Numbers
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
@@ -31,9 +32,10 @@ from index.memory import require_memory
 from index.rescoring import Explanation, explain, negative_kl, rescore
 from index.scanning import Scanner
 from index.storage import IndexDirectory
+from index.streaming import Stop, StreamedScanner
 from index.vectors import resolve_device
 
-__all__ = ["LocalSearcher", "Ranking", "Searcher"]
+__all__ = ["LocalSearcher", "Ranking", "Searcher", "Stop"]
 
 MARGIN = 10
 """Candidates beyond top_k in the first scan. On WordNet Gaussians (k=128) that is enough to prove every top 10."""
@@ -46,9 +48,6 @@ GATHERED_NUMBERS = 1 << 24
 """float32 numbers of candidates gathered at a time (64 MiB), however many queries ask for however many of them."""
 
 Scores = npt.NDArray[np.float64]
-
-Stop = Callable[[], bool]
-"""Asked now and then whether nobody waits for the results any more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,9 +88,18 @@ class Searcher(Protocol):
         """Where it is searched."""
 
     def search(
-        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+        self,
+        queries: Gaussians,
+        top_k: int,
+        *,
+        candidates: int | None = None,
+        exact: bool = False,
+        stop: Stop | None = None,
     ) -> list[Ranking]:
         """The top_k documents of each query; SearchStoppedError once `stop` says so."""
+
+    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
+        """How many candidates a search takes that is not exact; None where that changes no result."""
 
     def document(self, document_id: str) -> Document:
         """A document by its id."""
@@ -126,42 +134,68 @@ class LocalSearcher:
         self.manifest = directory.manifest()
         require_memory(self.manifest, directory.path, resolved)
         segments = directory.open_segments(self.manifest, verify=verify)
-        self._scanner = Scanner(self.manifest, segments, resolved, threads)
         self._store = DocumentStore(segments)
+        self._codes: CodeScanner | None = None
+        self._scanner: Scanner | StreamedScanner
+        if self.manifest.codes is None:
+            self._scanner = Scanner(self.manifest, segments, resolved, threads)
+        else:
+            codebook = directory.codebook(self.manifest.codes)
+            codes = [read_codes(segment.vectors_file, len(segment), codebook.centroids) for segment in segments]
+            standardisation = self.manifest.standardisation.restore()
+            max_norm = max(segment.manifest.max_norm for segment in segments)
+            self._codes = CodeScanner(codes, codebook, standardisation, threads)
+            self._scanner = StreamedScanner(self._store, standardisation, max_norm, threads)
 
     def __len__(self) -> int:
         return len(self._store)
 
     @property
     def device(self) -> torch.device:
-        """Where the vectors are scanned."""
-        return self._scanner.device
+        """Where vectors are scanned; codes are scanned on the CPU, whatever was asked for."""
+        return self._scanner.device if isinstance(self._scanner, Scanner) else torch.device("cpu")
 
     def search(
-        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+        self,
+        queries: Gaussians,
+        top_k: int,
+        *,
+        candidates: int | None = None,
+        exact: bool = False,
+        stop: Stop | None = None,
     ) -> list[Ranking]:
         """The top_k documents (all, where there are fewer) of each of b queries, by exact -KL(Q||D).
 
         queries: (b, k) of any floating dtype, on any device. `candidates` sets how many documents the first scan hands
-        to rescoring; it changes the time taken, never the results. Raises InvalidOptionError for top_k or candidates
-        below 1, InvalidGaussiansError for another k or a query that float32 cannot hold, and SearchStoppedError where
-        `stop` says so during an exhaustive scan, which can take seconds for each query.
+        to rescoring. Where a search is exact, because the index is flat or `exact` is set, that changes the time taken,
+        never the results; else it is what recall depends on. Scores are exact always.
+
+        Raises InvalidOptionError for top_k or candidates below 1, InvalidGaussiansError for another k or a query that
+        float32 cannot hold, and SearchStoppedError where `stop` says so during a scan that can take seconds.
         """
         top_k = self._checked(queries, top_k)
         if candidates is not None and candidates < 1:
             raise InvalidOptionError(f"candidates is {candidates}; it must be at least 1")
+        if self._codes is not None and not exact:
+            return self._search_codes(self._codes, queries, top_k, candidates)
         first = max(candidates or 0, top_k + MARGIN)
         rankings: dict[int, Ranking] = {}
         pending = list(range(len(queries)))
         for count in (first, WIDENING * first):
             rest = queries if len(pending) == len(queries) else queries[torch.tensor(pending)]
-            complete = self._scan_and_prove(rest, top_k, count)
+            complete = self._scan_and_prove(rest, top_k, count, stop)
             rankings |= {pending[row]: ranking for row, ranking in complete.items()}
             pending = [query for query in pending if query not in rankings]
             if not pending:
                 return [rankings[query] for query in range(len(queries))]
         rankings |= zip(pending, self._exhaustive(queries[torch.tensor(pending)], top_k, stop), strict=True)
         return [rankings[query] for query in range(len(queries))]
+
+    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
+        """How many candidates a search takes that is not exact; None where that changes no result."""
+        if self.manifest.codes is None:
+            return None
+        return min(max(top_k, candidates or self.manifest.codes.candidates_for(top_k)), len(self))
 
     def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
         """The same results by scoring every document in float64, without FAISS: the slow path, and the reference."""
@@ -194,11 +228,28 @@ class LocalSearcher:
             raise InvalidOptionError(f"top_k is {top_k}; it must be at least 1")
         return min(top_k, len(self))
 
-    def _scan_and_prove(self, queries: Gaussians, top_k: int, count: int) -> dict[int, Ranking]:
+    def _search_codes(
+        self, codes: CodeScanner, queries: Gaussians, top_k: int, candidates: int | None
+    ) -> list[Ranking]:
+        """Scans codes and scores the candidates exactly: what is not a candidate is not found."""
+        documents = np.sort(codes.scan(queries, self.candidates_for(top_k, candidates) or top_k), axis=1)
+        return self._rank(documents, self._scores(queries, documents), top_k)
+
+    def _scan_and_prove(self, queries: Gaussians, top_k: int, count: int, stop: Stop | None) -> dict[int, Ranking]:
         """Rankings, by row, of those of the queries whose results `count` candidates prove complete."""
-        documents, ceilings = self._scanner.scan(queries, count)
+        if isinstance(self._scanner, StreamedScanner):
+            documents, ceilings = self._scanner.scan(queries, count, stop)
+        else:
+            documents, ceilings = self._scanner.scan(queries, count)
         if documents.shape[1] < top_k:
             return {}
+        scores = self._scores(queries, documents)
+        last_results = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
+        complete = np.flatnonzero(last_results > ceilings)
+        return dict(zip(complete.tolist(), self._rank(documents[complete], scores[complete], top_k), strict=True))
+
+    def _scores(self, queries: Gaussians, documents: Numbers) -> Scores:
+        """Exact -KL of each query and its candidates (b, c), -infinity where there is none."""
         means, variances = _float64(queries)
         scores = np.empty(documents.shape)
         step = max(1, GATHERED_NUMBERS // (documents.shape[1] * 2 * self.manifest.k))
@@ -206,9 +257,7 @@ class LocalSearcher:
             rows = slice(start, start + step)
             scores[rows] = rescore(means[rows], variances[rows], *self._store.gaussians(documents[rows]))
         scores[documents < 0] = -np.inf
-        last_results = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
-        complete = np.flatnonzero(last_results > ceilings)
-        return dict(zip(complete.tolist(), self._rank(documents[complete], scores[complete], top_k), strict=True))
+        return scores
 
     def _exhaustive(self, queries: Gaussians, top_k: int, stop: Stop | None = None) -> list[Ranking]:
         """Scores every document in float64, one query at a time, keeping what can still be among the top_k."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from index.durable import Syncer, checksum, measure, sync, write_atomically
 from index.encoding import Encoding, MomentAccumulator
 from index.errors import BuildError, SourceError
-from index.manifest import FileEntry
+from index.manifest import FileEntry, IndexKind
 from index.segments import GaussiansWriter, write_ids, write_payload
 from index.sources import SourceBatch
 from index.storage import IndexDirectory
@@ -34,9 +34,15 @@ class BuildPlan(BaseModel):
 
     corpus: str
     encoding: Encoding
-    kind: Literal["flat"]
+    kind: IndexKind
     segment_docs: int
     on_error: Literal["stop", "skip"]
+    # Of approximate kinds alone.
+    target_recall: float | None = None
+    recall_at: int | None = None
+    queries: str | None = None
+    code_bytes: int | None = None
+    candidates: int | None = None
 
     @property
     def id(self) -> str:

@@ -3,6 +3,7 @@
     my-index/
       CURRENT                     name and checksum of the live manifest; replaced atomically
       manifests/00000007.json     one generation, immutable (index.manifest.Manifest)
+      codebooks/<id>.safetensors  what the codes of a generation mean (index.codebook); immutable, like segments
       segments/<id>/              immutable once a manifest names it (index.segments)
       staging/                    what an unfinished build has done (index.staging); never read by a searcher
       .lock                       held by the one process that writes
@@ -22,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from index.codebook import Codebook
 from index.durable import checksum, sync, write_atomically
 from index.errors import (
     CorruptIndexError,
@@ -29,13 +31,14 @@ from index.errors import (
     IndexNotFoundError,
     UnsupportedFormatError,
 )
-from index.manifest import FORMAT_VERSION, Manifest, SegmentEntry
+from index.manifest import FORMAT_VERSION, CodesRecord, Manifest, SegmentEntry
 from index.segments import Segment, open_segment, verify_segment
 
 __all__ = ["IndexDirectory"]
 
 _CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<checksum>[0-9a-f]{64})\n")
 _SEGMENT = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}")
+_CODEBOOK = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors")
 _MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
 
@@ -48,6 +51,7 @@ class IndexDirectory:
         self.current_file = self.path / "CURRENT"
         self.manifests = self.path / "manifests"
         self.segments = self.path / "segments"
+        self.codebooks = self.path / "codebooks"
         self.staging = self.path / "staging"
 
     @property
@@ -89,6 +93,17 @@ class IndexDirectory:
             raise CorruptIndexError(f"{path} does not match the checksum in {self.current_file}")
         return _parse_manifest(path, data)
 
+    def codebook(self, codes: CodesRecord) -> Codebook:
+        """The codebook of a generation; raises CorruptIndexError naming the file that is missing or differs."""
+        path = self.codebooks / codes.codebook
+        data = _read(path)
+        if checksum(data) != codes.file.blake3:
+            raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
+        try:
+            return Codebook.from_bytes(data)
+        except ValueError as error:
+            raise CorruptIndexError(f"{path}: {error}") from error
+
     def open_segments(self, manifest: Manifest, *, verify: bool = True) -> list[Segment]:
         """Memory-maps the segments of a generation, in its order; with `verify`, reads and checks every byte first.
 
@@ -98,6 +113,10 @@ class IndexDirectory:
         for segment in opened:
             if (segment.manifest.k, segment.manifest.encoding) != (manifest.k, manifest.encoding):
                 raise CorruptIndexError(f"{segment.folder} holds another k or encoding than the index's manifest")
+            if segment.manifest.codebook != (manifest.codes.file.blake3 if manifest.codes else None):
+                raise CorruptIndexError(
+                    f"{segment.folder} has codes of another codebook than the index's manifest names"
+                )
         return opened
 
     def open_segment(self, entry: SegmentEntry, *, verify: bool = True) -> Segment:
@@ -113,6 +132,8 @@ class IndexDirectory:
         for entry in manifest.segments:
             verify_segment(self.segments / entry.id, entry)
         self.open_segments(manifest, verify=False)
+        if manifest.codes is not None:
+            self.codebook(manifest.codes)
         return manifest
 
     @contextlib.contextmanager
@@ -146,6 +167,8 @@ class IndexDirectory:
             for path in (*folder.iterdir(), folder):
                 sync(path)
         sync(self.segments)
+        if manifest.codes is not None:
+            sync(self.codebooks)
         sync(self.path)
         data = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = f"{manifest.generation:08d}.json"
@@ -165,10 +188,15 @@ class IndexDirectory:
             if path not in kept:
                 path.unlink()
         try:
-            needed = {entry.id for path in kept for entry in _parse_manifest(path, _read(path)).segments}
+            generations = [_parse_manifest(path, _read(path)) for path in kept]
         except (CorruptIndexError, UnsupportedFormatError):
             # What it needs is not known, and another release may be able to read it.
             return
+        needed = {entry.id for generation in generations for entry in generation.segments}
+        codebooks = {generation.codes.codebook for generation in generations if generation.codes is not None}
+        for file in self.codebooks.glob("*"):
+            if file.name not in codebooks and _CODEBOOK.fullmatch(file.name):
+                file.unlink()
         for folder in self.segments.glob("*"):
             # What is not called like a segment is not ours; what cannot be removed now is tried again next time.
             if folder.name not in needed and _SEGMENT.fullmatch(folder.name):

@@ -1,4 +1,4 @@
-"""FAISS behind one seam: the flat inner-product index of one segment. The only importer of faiss.
+"""FAISS behind one seam: the flat inner-product index of one segment. With index.codes, the only importer of faiss.
 
 What it guards against: k above n pads with id -1; a wrong width raises an empty AssertionError; `write_index` to a path
 can fail without an error; GPU indexes take k up to 2048 and are not safe for concurrent use.
@@ -28,8 +28,10 @@ from index.manifest import FileEntry
 __all__ = [
     "FlatVectors",
     "GpuResources",
+    "best_products",
     "gpu_resources",
     "matrix_products",
+    "one_thread",
     "resolve_device",
     "set_threads",
     "write_vectors",
@@ -74,6 +76,17 @@ def set_threads(threads: int | None) -> None:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps what FAISS does for this thread, inside the block, in this thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@contextlib.contextmanager
 def matrix_products(width: int) -> Iterator[None]:
     """Has FAISS scan for `BLAS_QUERIES` queries and more by matrix multiplication, two to six times as fast.
 
@@ -86,6 +99,15 @@ def matrix_products(width: int) -> Iterator[None]:
         yield
     finally:
         faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
+
+
+def best_products(
+    queries: Tensor, vectors: npt.NDArray[np.float32], count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The `count`, at most n, largest inner products of queries (b, d) with vectors (n, d), float32 on the CPU: scores
+    and rows, (b, count) each, best first; a row of -1 where FAISS found nothing comparable."""
+    scores, rows = faiss.knn(queries.numpy(), vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores, rows
 
 
 def write_vectors(path: Path, documents: int, width: int, blocks: Iterable[npt.NDArray[np.float32]]) -> FileEntry:
@@ -243,9 +265,7 @@ class FlatVectors:
         if rows is None or len(rows) == len(self):
             scores, found = self._index.search(queries.numpy(), count)
             return scores, found
-        scores, found = faiss.knn(
-            queries.numpy(), self._memory()[rows.start : rows.stop], count, metric=faiss.METRIC_INNER_PRODUCT
-        )
+        scores, found = best_products(queries, self._memory()[rows.start : rows.stop], count)
         return scores, np.where(found < 0, -1, found + rows.start)
 
     def _memory(self) -> npt.NDArray[np.float32]:

@@ -60,6 +60,7 @@ class _Job:
     queries: Gaussians
     top_k: int
     candidates: int | None
+    exact: bool
     with_payload: bool
     deadline: float
     loop: asyncio.AbstractEventLoop
@@ -123,7 +124,14 @@ class Batcher:
             self._thread.join()
 
     def submit(
-        self, queries: Gaussians, top_k: int, candidates: int | None, deadline: float, *, with_payload: bool = False
+        self,
+        queries: Gaussians,
+        top_k: int,
+        candidates: int | None,
+        deadline: float,
+        *,
+        exact: bool = False,
+        with_payload: bool = False,
     ) -> "asyncio.Future[Found]":
         """Queues queries (b, k) and returns the future of their results; cancel it to drop them.
 
@@ -131,7 +139,7 @@ class Batcher:
         it is empty, and NotReadyError once the batcher is closing or its thread has died. Call from an event loop.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(queries, top_k, candidates, with_payload, deadline, loop, loop.create_future())
+        job = _Job(queries, top_k, candidates, exact, with_payload, deadline, loop, loop.create_future())
         with self._changed:
             if not self.accepting:
                 raise NotReadyError("the service is shutting down or its search thread has died")
@@ -264,21 +272,34 @@ class Batcher:
         for job in batch:
             # An index of another k may have been taken up since the request was checked.
             job.queries.require_dimensions(searcher.manifest.k)
-        queries = Gaussians.concatenate([job.queries for job in batch])
+        # Where results depend on the candidates, nobody's may depend on what others ask for.
+        alike: dict[tuple[bool, int | None], list[_Job]] = {}
+        for job in batch:
+            candidates = searcher.candidates_for(job.top_k, job.candidates)
+            exact = job.exact and candidates is not None
+            alike.setdefault((exact, None if exact else candidates), []).append(job)
+        for (exact, candidates), jobs in alike.items():
+            self._search_alike(searcher, jobs, exact, candidates)
+
+    def _search_alike(self, searcher: Searcher, jobs: list[_Job], exact: bool, candidates: int | None) -> None:
+        if candidates is None:
+            candidates = max((job.candidates for job in jobs if job.candidates), default=None)
+        queries = Gaussians.concatenate([job.queries for job in jobs])
         started = time.perf_counter()
         rankings = searcher.search(
             queries,
-            max(job.top_k for job in batch),
-            candidates=max((job.candidates for job in batch if job.candidates), default=None),
-            stop=lambda: all(job.abandoned for job in batch),
+            max(job.top_k for job in jobs),
+            candidates=candidates,
+            exact=exact,
+            stop=lambda: all(job.abandoned for job in jobs),
         )
         self._metrics.batch(len(queries), searcher.manifest.documents, time.perf_counter() - started)
-        found = _shared_out(searcher, batch, rankings)
+        found = _shared_out(searcher, jobs, rankings)
         done: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Found]]] = {}
-        for job, its in zip(batch, found, strict=True):
+        for job, its in zip(jobs, found, strict=True):
             done.setdefault(job.loop, []).append((job, its))
         for loop, results in done.items():
-            # One wake-up of the event loop for the whole batch.
+            # One wake-up of the event loop for all of them.
             _call(loop, _resolve, results)
 
 

@@ -13,7 +13,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from index import BuildOptions, BuildSummary, Columns, GaussearchError, IndexDirectory, VarianceAs, build_index
+from index import (
+    BuildOptions,
+    BuildSummary,
+    Columns,
+    GaussearchError,
+    IndexDirectory,
+    Manifest,
+    VarianceAs,
+    build_index,
+)
+from index.manifest import IndexKind
 from service.options import with_options
 from service.progress import progress_for
 from service.runs import LocalRunner, PlainConsole, RemoteRunner, RunFormat, Runner, RunWriter, read_queries
@@ -90,7 +100,7 @@ def inspect(index: IndexOption) -> None:
         "encoding": f"{manifest.encoding} ({manifest.encoding.width(manifest.k)} numbers per document)",
         "size": f"{size:,} bytes ({size / manifest.documents:,.0f} per document)",
         "segments": len(manifest.segments),
-        "measured recall": "exact by construction",
+        **_recall_rows(manifest),
         "sources": ", ".join(manifest.source.files),
         "rejected rows": manifest.source.rejected,
     }
@@ -186,6 +196,21 @@ def _stop(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
+def _recall_rows(manifest: Manifest) -> dict[str, object]:
+    """What is known of how much a search finds."""
+    recall, codes = manifest.measured_recall, manifest.codes
+    if recall is None or codes is None:
+        rows: dict[str, object] = {"measured recall": "exact by construction"}
+        return rows if manifest.reason is None else {"why this kind": manifest.reason, **rows}
+    source = "given" if recall.source == "queries" else "that are documents"
+    return {
+        "measured recall": f"{recall.recall:.4f} at {recall.at}, {recall.low:.4f} to {recall.high:.4f} with 95% "
+        f"confidence, over {recall.queries:,} queries {source}; asked for {recall.target}",
+        "codes": f"{codes.digits // 2} bytes per document, which say something about {codes.dimensions} dimensions",
+        "candidates": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates),
+    }
+
+
 def _print_summary(summary: BuildSummary) -> None:
     manifest = summary.manifest
     rows: dict[str, object] = {
@@ -193,6 +218,8 @@ def _print_summary(summary: BuildSummary) -> None:
         "generation": manifest.generation,
         "documents": f"{manifest.documents:,}",
         "dimensions (k)": manifest.k,
+        "kind": manifest.kind,
+        **({} if manifest.kind is IndexKind.FLAT and manifest.reason is None else _recall_rows(manifest)),
         "size": f"{summary.bytes:,} bytes in {len(manifest.segments)} segments",
         "time": f"{summary.seconds:.1f} s",
     }

@@ -176,6 +176,7 @@ async def describe(request: Request) -> Response:
     state = _admit(request)
     searcher = state.live.searcher()
     manifest = searcher.manifest
+    recall, codes = manifest.measured_recall, manifest.codes
     return json_response(
         {
             "name": searcher.name,
@@ -185,7 +186,14 @@ async def describe(request: Request) -> Response:
             "k": manifest.k,
             "encoding": manifest.encoding.value,
             "kind": manifest.kind,
-            "measured_recall": manifest.measured_recall,
+            "reason": manifest.reason,
+            "measured_recall": recall and recall.model_dump(),
+            "codes": codes
+            and {
+                "bytes_per_document": codes.digits // 2,
+                "dimensions": codes.dimensions,
+                "candidates": codes.candidates,
+            },
             "segments": len(manifest.segments),
             "bytes": sum(segment.bytes for segment in manifest.segments),
             "device": str(searcher.device),
@@ -269,6 +277,8 @@ async def _search(
     _within("candidates", options.candidates or 0, state.settings.max_candidates)
     _within("queries times top_k", len(queries) * options.top_k, state.settings.max_results)
     top_k = options.top_k + (leave_out is not None)
-    future = state.batcher.submit(queries, top_k, options.candidates, deadline, with_payload=options.with_payload)
+    future = state.batcher.submit(
+        queries, top_k, options.candidates, deadline, exact=options.exact, with_payload=options.with_payload
+    )
     found = await wait_for(future, request, deadline)
     return found.searcher, await results_of(found, queries, options, leave_out)

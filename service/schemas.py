@@ -71,11 +71,18 @@ class SearchOptions(_Request):
 
     top_k: Annotated[PositiveInt, Field(description="Documents to return per query.")] = 10
     exact: Annotated[
-        bool, Field(description="Results must be those of an exhaustive float64 scan. Of kind flat they always are.")
+        bool,
+        Field(
+            description="Results must be those of an exhaustive float64 scan. Of kind flat they always are; of another "
+            "kind that reads every document, a microsecond each."
+        ),
     ] = False
     candidates: Annotated[
         PositiveInt | None,
-        Field(description="Documents that the first scan hands to exact scoring; chosen by the service if not set."),
+        Field(
+            description="Documents that the first scan hands to exact scoring; as the index was measured if not set. "
+            "More find more of the best, where the kind is not flat."
+        ),
     ] = None
     min_score: Annotated[FiniteFloat | None, Field(description="Leave out documents that score below this.")] = None
     with_payload: Annotated[bool, Field(description="Return the documents' other columns.")] = True
@@ -198,6 +205,30 @@ class ReloadState(BaseModel):
     last_error: str | None
 
 
+class RecallBody(BaseModel):
+    """The share of the true `at` best documents that searches find, measured when the index was built.
+
+    `low` and `high` bound it with 95% confidence; `source` says whether real queries or documents were searched for.
+    """
+
+    at: int
+    recall: float
+    low: float
+    high: float
+    queries: int
+    source: Literal["queries", "documents"]
+    candidates: int
+    target: float
+
+
+class CodesBody(BaseModel):
+    """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes."""
+
+    bytes_per_document: int
+    dimensions: int
+    candidates: list[list[int]]
+
+
 class IndexResponse(BaseModel):
     """What is served."""
 
@@ -212,7 +243,9 @@ class IndexResponse(BaseModel):
                     "k": 128,
                     "encoding": "simplified",
                     "kind": "flat",
+                    "reason": None,
                     "measured_recall": None,
+                    "codes": None,
                     "segments": 1,
                     "bytes": 10_700_000,
                     "device": "cpu",
@@ -241,7 +274,9 @@ class IndexResponse(BaseModel):
     k: int
     encoding: str
     kind: str
-    measured_recall: float | None
+    reason: Annotated[str | None, Field(description="Why the kind is not the one that the build was asked for.")]
+    measured_recall: RecallBody | None
+    codes: CodesBody | None
     segments: int
     bytes: int
     device: str

@@ -110,6 +110,7 @@ class GatedSearcher:
         self._searcher = searcher
         self.manifest, self.name, self.device = searcher.manifest, searcher.name, searcher.device
         self.document, self.payloads, self.explain = searcher.document, searcher.payloads, searcher.explain
+        self.candidates_for = searcher.candidates_for
         self.gate = threading.Event()
         self.gate.set()
         self.error: BaseException | None = None
@@ -117,11 +118,17 @@ class GatedSearcher:
         """How many queries each search had, in order."""
 
     def search(
-        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+        self,
+        queries: Gaussians,
+        top_k: int,
+        *,
+        candidates: int | None = None,
+        exact: bool = False,
+        stop: Stop | None = None,
     ) -> list[Ranking]:
         """As LocalSearcher, once the gate is open."""
         self.rows.append(len(queries))
         assert self.gate.wait(PATIENCE)
         if self.error is not None:
             raise self.error
-        return self._searcher.search(queries, top_k, candidates=candidates)
+        return self._searcher.search(queries, top_k, candidates=candidates, exact=exact)

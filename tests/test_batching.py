@@ -42,7 +42,13 @@ class FakeSearcher:
         self.error: Exception | None = None
 
     def search(
-        self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+        self,
+        queries: Gaussians,
+        top_k: int,
+        *,
+        candidates: int | None = None,
+        exact: bool = False,
+        stop: Stop | None = None,
     ) -> list[Ranking]:
         values = queries.means[:, 0].tolist()
         self.calls.append((values, top_k, candidates))
@@ -55,6 +61,9 @@ class FakeSearcher:
             Ranking([f"{value:g}/{place}" for place in range(top_k)], -np.arange(top_k, dtype=float), np.arange(top_k))
             for value in values
         ]
+
+    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
+        return None
 
     def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
         self.fetched.append(documents.tolist())

@@ -246,7 +246,13 @@ def test_an_index_is_tried_by_a_search_before_anyone_may_search_it(
 
     class Shifted(LocalSearcher):
         def search(
-            self, queries: Gaussians, top_k: int, *, candidates: int | None = None, stop: Stop | None = None
+            self,
+            queries: Gaussians,
+            top_k: int,
+            *,
+            candidates: int | None = None,
+            exact: bool = False,
+            stop: Stop | None = None,
         ) -> list[Ranking]:
             return super().search(Gaussians(queries.means + 1, queries.variances), top_k, candidates=candidates)
 

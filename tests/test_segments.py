@@ -196,13 +196,14 @@ def test_a_segment_holds_what_the_format_says(make_index: MakeIndex, encoding: E
 
 def test_a_completed_segment_is_found_again_only_while_it_is_whole(directory: IndexDirectory) -> None:
     folder, other = folders(directory)
-    assert find_segment(folder, N // 2) == directory.manifest().segments[0]
-    assert find_segment(folder, N) is None
-    assert find_segment(folder.with_name("nothing"), N // 2) is None
+    assert find_segment(folder, N // 2, None) == directory.manifest().segments[0]
+    assert find_segment(folder, N, None) is None
+    assert find_segment(folder, N // 2, "0" * 64) is None
+    assert find_segment(folder.with_name("nothing"), N // 2, None) is None
     shutil.copy(folder / "segment.json", other / "segment.json")
-    assert find_segment(other, N // 2) is None
+    assert find_segment(other, N // 2, None) is None
     (folder / "vectors.faiss").write_bytes(b"")
-    assert find_segment(folder, N // 2) is None
+    assert find_segment(folder, N // 2, None) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")

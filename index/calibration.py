@@ -1,0 +1,173 @@
+"""How long codes must be and how many candidates they must hand on, for the recall that is asked for.
+
+The number of digits is predicted, because trying one means coding the whole corpus. The error of a score is nearly
+normal, with the variance that the digits leave (index.allocation); with the true scores of some queries' best documents
+and of a sample of the others, that says how many documents come before a true one. Of the digits whose predicted
+candidates reach the target, those are taken with which a search takes the shortest. The number of candidates is then
+measured, on the codes themselves.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from index.allocation import Allocation
+from index.documents import GaussianStore, Numbers
+from index.encoding import Standardisation
+from index.gaussians import Gaussians
+from index.rescoring import rescore
+from index.streaming import StreamedScanner
+
+__all__ = ["Calibration", "HeldOut", "interval", "recalls"]
+
+MARGIN = 10
+"""Documents beyond those wanted that the float32 scan finds, of which float64 then chooses."""
+DIGITS = (*range(16, 128, 8), *range(128, 257, 32))
+MOST_CANDIDATES = 4096
+DIGIT_SECONDS = 3.0e-11
+"""What a scan takes for a digit of a document on one core, with registers of 256 bits, from memory."""
+CANDIDATE_SECONDS = 1.0e-6
+"""And what exact scoring takes for a candidate at k = 128. Only the ratio of the two matters."""
+ROUNDING = 1.3
+"""How much larger than the digits' error a scan's is: it rounds what it looks up to 8 bits. Measured on WordNet."""
+GRID = 32
+MODELLED_QUERIES = 32
+MODELLED_DOCUMENTS = 512
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Queries that nothing is fitted on. `own` (b,) are the numbers of the documents that they are, or -1."""
+
+    gaussians: Gaussians
+    own: Numbers
+
+    @property
+    def are_documents(self) -> bool:
+        """Whether the queries are documents of the index."""
+        return bool((self.own >= 0).any())
+
+
+class Calibration:
+    """The true best documents of held-out queries, and what finding them takes.
+
+    best: numbers (b, depth), best first, without the document that the query is; scores: their -KL.
+    """
+
+    def __init__(self, store: GaussianStore, standardisation: Standardisation, held_out: HeldOut, depth: int) -> None:
+        """Finds the `depth` best of each query, or as many as there are, by a scan of everything."""
+        self.held_out, self.documents, self._store = held_out, len(store), store
+        depth = min(depth, len(store) - held_out.are_documents)
+        scanner = StreamedScanner(store, standardisation, max_norm=math.inf, threads=None)
+        found, _ = scanner.scan(held_out.gaussians, min(depth + 1 + MARGIN, len(store)))
+        scores = _exact_scores(held_out.gaussians, found, store)
+        scores[found == held_out.own[:, None]] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        self.best, self.scores = np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+    @property
+    def depth(self) -> int:
+        """How many of each query's best are known."""
+        return int(self.best.shape[1])
+
+    def digits(self, energies: Floats, sample: Numbers, target: float, at: int) -> int:
+        """The number of digits with which searches for `at` documents take the shortest, at the recall `target`.
+
+        energies: those of the projection (r,). sample: numbers (s,) of documents that stand for all.
+        """
+        step = max(1, len(self.best) // MODELLED_QUERIES)
+        best = torch.from_numpy(self.scores[::step, :].copy())
+        drawn = sample[:: max(1, len(sample) // MODELLED_DOCUMENTS)]
+        modelled = self.held_out.gaussians[torch.arange(0, len(self.best), step)]
+        others = torch.from_numpy(_exact_scores(modelled, np.tile(drawn, (len(best), 1)), self._store))
+        fastest, digits = math.inf, int(DIGITS[-1])
+        for choice in DIGITS:
+            left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
+            candidates = self._predicted(best, others, ROUNDING * left, target, at)
+            if candidates is None:
+                continue
+            seconds = DIGIT_SECONDS * choice * self.documents + CANDIDATE_SECONDS * candidates
+            if seconds < fastest:
+                fastest, digits = seconds, choice
+        return digits
+
+    def _predicted(self, best: Tensor, rest: Tensor, left: float, target: float, at: int) -> float | None:
+        """The candidates that reach the target when a score's error has `left` of the scores' variance.
+
+        best (q, depth), rest (q, s): true scores of the best, and of a sample of all.
+        """
+        at = min(at, best.shape[1])
+        error = (left**0.5 * rest.std(dim=1)).clamp(min=1e-12)[:, None]
+        thresholds = best[:, at - 1 : at] + error * torch.linspace(2.0, -6.0, GRID, dtype=torch.float64)
+        found = torch.special.ndtr((best[:, :at, None] - thresholds[:, None]) / error[:, None]).mean(dim=1)
+        before = torch.special.ndtr((best[:, :, None] - thresholds[:, None]) / error[:, None]).sum(dim=1)
+        beyond = (rest < best[:, -1:])[:, :, None]
+        chances = torch.special.ndtr((rest[:, :, None] - thresholds[:, None]) / error[:, None])
+        before += (chances * beyond).sum(dim=1) * (self.documents / rest.shape[1])
+        for candidates in np.geomspace(at, MOST_CANDIDATES, 25).tolist():
+            reached = [
+                float(np.interp(candidates, expected, share))
+                for expected, share in zip(before.numpy(), found.numpy(), strict=True)
+            ]
+            if float(np.mean(reached)) >= target:
+                return float(candidates)
+        return None
+
+    def ranks(self, found: Numbers) -> Numbers:
+        """The place, from 0, of each of the best (b, depth) in what a scan found (b, c), not counting the query's own
+        document; c where it was not found."""
+        ranks = np.full(self.best.shape, found.shape[1], dtype=np.int64)
+        for query, (best, its, own) in enumerate(zip(self.best, found, self.held_out.own, strict=True)):
+            others = its[its != own]
+            order = np.argsort(others)
+            places = np.minimum(np.searchsorted(others, best, sorter=order), len(others) - 1)
+            hits = others[order[places]] == best
+            ranks[query, hits] = order[places[hits]]
+        return ranks
+
+    def candidates(self, ranks: Numbers, target: float, at: int) -> int | None:
+        """The fewest candidates of which `target` of the `at` best are part, by their ranks; None where no number is.
+
+        One more where the query is a document, which takes a place of its own.
+        """
+        at = min(at, self.depth)
+        places = np.sort(ranks[:, :at], axis=None)
+        needed = math.ceil(target * len(places) - 1e-9)
+        last = int(places[max(0, needed - 1)])
+        if last >= min(self.documents, MOST_CANDIDATES):
+            return None
+        return max(at, last + 1) + int(self.held_out.are_documents)
+
+
+def recalls(ranks: Numbers, candidates: int, at: int) -> Floats:
+    """The recall of each query, (b,), when so many candidates are scored exactly."""
+    shares: Floats = (ranks[:, :at] < candidates).mean(axis=1)
+    return shares
+
+
+def interval(recall: float, queries: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a mean recall over that many queries.
+
+    As if each query found all or nothing, which no recall varies more than: so it is wide enough, and not empty at 1.
+    """
+    z = 1.96
+    centre = (recall + z * z / (2 * queries)) / (1 + z * z / queries)
+    half = z / (1 + z * z / queries) * math.sqrt(recall * (1 - recall) / queries + z * z / (4 * queries**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _exact_scores(queries: Gaussians, found: Numbers, store: GaussianStore) -> Floats:
+    host = queries.to("cpu", torch.float64)
+    means, variances = host.means.numpy(), host.variances.numpy()
+    scores = np.empty(found.shape)
+    for query in range(0, len(means), 16):
+        rows = slice(query, query + 16)
+        scores[rows] = rescore(means[rows], variances[rows], *store.gaussians(found[rows]))
+    scores[found < 0] = -np.inf
+    return scores
