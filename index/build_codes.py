@@ -1,8 +1,8 @@
 """The second half of a build of kind fastscan: a codebook is fitted, segments are coded, recall is measured.
 
 Everything is fitted on a sample of the corpus and measured on queries that are not part of the fit: half of those that
-are given, or else documents of the corpus. A build that is resumed finds the codebook that it fitted, and with it the
-segments that it coded.
+are given, or else documents of the corpus. Of these, one half chooses the number of candidates and the other measures.
+A build that is resumed finds the codebook that it fitted, and with it the segments that it coded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +28,24 @@ from index.scanning import SCANNED
 from index.sources import Corpus
 from index.staging import BuildPlan, Staging
 
-__all__ = ["CodedIndex", "CodesForm", "NotReachedError", "build_codes", "read_queries"]
+__all__ = [
+    "CodedIndex",
+    "CodesForm",
+    "GivenQueries",
+    "NotReachedError",
+    "build_codes",
+    "read_queries",
+    "require_recall",
+]
 
 SEED = 2023
 SAMPLE = 16_384
 """Documents that everything is fitted on."""
-HELD_OUT = 256
-"""Documents that recall is measured with where no queries are given."""
+HELD_OUT = 512
+"""Documents that are held out where no queries are given; of fewer than four times as many none is, and what is fitted
+on is also what is measured with. One half of them chooses the candidates, the other measures recall."""
+MOST_DIMENSIONS = 1024
+"""k up to which codebooks are fitted: it takes some ten matrices of (2k+1)^2 float64."""
 MOST_QUERIES = 20_000
 """Queries of a file that are used, the first ones: half for the fit, of the other half MOST_HELD_OUT."""
 MOST_HELD_OUT = 1_000
@@ -79,8 +90,17 @@ class CodesForm:
         return write_codes(path, codes, self.coder.centroids)
 
 
-def read_queries(file: Path, like: Corpus) -> tuple[Gaussians, str]:
-    """The first queries of a file that is read like the corpus, and the digest of the file; SourceError."""
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenQueries:
+    """The first queries of a file, and the digest of the file."""
+
+    file: Path
+    gaussians: Gaussians
+    digest: str
+
+
+def read_queries(file: Path, like: Corpus) -> GivenQueries:
+    """The queries of a file that is read like the corpus; raises SourceError."""
     corpus = Corpus([file], columns=like.columns, variance_as=like.variance_as)
     batches, count = [], 0
     for batch in corpus.batches():
@@ -90,7 +110,7 @@ def read_queries(file: Path, like: Corpus) -> tuple[Gaussians, str]:
             break
     if count < 2:
         raise SourceError(f"{file} has {count} queries; at least 2 are needed, to fit and to measure")
-    return Gaussians.concatenate(batches)[:MOST_QUERIES], corpus.digest()
+    return GivenQueries(file, Gaussians.concatenate(batches)[:MOST_QUERIES], corpus.digest())
 
 
 def build_codes(
@@ -107,6 +127,8 @@ def build_codes(
     """
     if len(store) < FEWEST:
         raise NotReachedError(f"a codebook is fitted on {FEWEST} documents or more, and there are {len(store)}")
+    if store.k > MOST_DIMENSIONS:
+        raise NotReachedError(f"a codebook is fitted for k up to {MOST_DIMENSIONS}, and k is {store.k}")
     plan = staging.plan
     target, at = plan.target_recall or 0.0, plan.recall_at or 1
     fit = _Fit.of(store, queries)
@@ -118,7 +140,7 @@ def build_codes(
     if plan.code_bytes is not None:
         digits = 2 * plan.code_bytes
     else:
-        digits = calibration.digits(projection.energies.numpy(), fit.sample, target, at)
+        digits = calibration.digits(projection.energies.numpy(), fit.sample, target, at, plan.candidates)
     # Two digits for a dimension are all that can be said of it.
     most = min(MOST_DIGITS, max(2, 2 * projection.dimensions))
     while True:
@@ -126,33 +148,37 @@ def build_codes(
         name, coder, entry = _codebook(staging, projection, digits, vectors)
         segments = encode(CodesForm(coder, entry.blake3))
         progress.phase("measuring recall", None)
-        ranks = calibration.ranks(_scan(staging, segments, coder, standardisation, fit.held_out.gaussians))
-        candidates = _candidates(calibration, ranks, plan, target, at)
+        scanned = max(MOST_CANDIDATES, plan.candidates or 0) + 1
+        found = _scan(staging, segments, coder, standardisation, fit.held_out.gaussians, scanned)
+        ranks = calibration.ranks(found)
+        is_last = plan.code_bytes is not None or digits == most
+        candidates = _candidates(calibration, ranks[::2], plan, is_last)
         if candidates:
             break
-        if plan.code_bytes is not None or digits == most:
+        if is_last:
             reached = float(recalls(ranks, MOST_CANDIDATES, at).mean())
             raise NotReachedError(
                 f"codes of {digits // 2} bytes found {reached:.4f} of the true best {at} among {MOST_CANDIDATES:,} "
                 f"candidates, not {target}"
             )
         digits = 2 * round(MORE_DIGITS * digits / 2)
-    own = int(fit.held_out.are_documents)
-    recall = float(recalls(ranks, candidates[0][1] - own, at).mean())
+    codes = CodesRecord(codebook=name, file=entry, digits=digits, dimensions=coder.dimensions, candidates=candidates)
+    return CodedIndex(segments, codes, _measured(fit.held_out, ranks[1::2], at, candidates[0][1], target))
+
+
+def _measured(held_out: HeldOut, ranks: Numbers, at: int, candidates: int, target: float) -> MeasuredRecall:
+    own = int(held_out.are_documents)
+    recall = float(recalls(ranks, candidates - own, at).mean())
     low, high = interval(recall, len(ranks))
-    return CodedIndex(
-        segments,
-        CodesRecord(codebook=name, file=entry, digits=digits, dimensions=coder.dimensions, candidates=candidates),
-        MeasuredRecall(
-            at=at,
-            recall=recall,
-            low=low,
-            high=high,
-            queries=len(ranks),
-            source="documents" if own else "queries",
-            candidates=candidates[0][1],
-            target=target,
-        ),
+    return MeasuredRecall(
+        at=at,
+        recall=recall,
+        low=low,
+        high=high,
+        queries=len(ranks),
+        source="documents" if own else "queries",
+        candidates=candidates,
+        target=target,
     )
 
 
@@ -210,19 +236,26 @@ def _scan(
     coder: Codebook,
     standardisation: Standardisation,
     queries: Gaussians,
+    count: int,
 ) -> Numbers:
-    """The documents that codes take for the likeliest, (b, c), as many as may be candidates and one more."""
+    """The `count` documents that codes take for the likeliest, (b, c)."""
     folder = staging.directory.segments
     codes = [read_codes(folder / it.id / "vectors.faiss", it.documents, coder.centroids) for it in segments]
-    return CodeScanner(codes, coder, standardisation, threads=None).scan(queries, MOST_CANDIDATES + 1)
+    return CodeScanner(codes, coder, standardisation, threads=None).scan(queries, count)
 
 
-def _candidates(
-    calibration: Calibration, ranks: Numbers, plan: BuildPlan, target: float, at: int
-) -> list[list[int]] | None:
-    """Pairs of a top_k and its candidates, for `at` and where the corpus has as many for DEPTH times that."""
+def _candidates(calibration: Calibration, ranks: Numbers, plan: BuildPlan, is_last: bool) -> list[list[int]] | None:
+    """Pairs of a top_k and its candidates, for `recall_at` and, where the corpus has as many, for DEPTH times that.
+
+    None where no number of candidates reaches the target, or the plan's does not and other digits may.
+    """
+    target, at = plan.target_recall or 0.0, plan.recall_at or 1
+    own = int(calibration.held_out.are_documents)
     if plan.candidates is not None:
-        return [[at, plan.candidates]]
+        # As a search does: no fewer than are wanted, of which a query that is a document takes one.
+        taken = max(at + own, plan.candidates)
+        reached = float(recalls(ranks, taken - own, at).mean()) >= target
+        return [[at, taken]] if reached or is_last else None
     fewest = calibration.candidates(ranks, target, at)
     if fewest is None:
         return None
@@ -230,10 +263,11 @@ def _candidates(
     return [[at, fewest]] if more is None else [[at, fewest], [DEPTH * at, max(fewest, more)]]
 
 
-def require_recall(recall: MeasuredRecall, least: float | None) -> None:
-    """Raises BuildError where a measured recall is below what may be published."""
-    if least is not None and recall.recall < least:
+def require_recall(recall: MeasuredRecall | None, least: float | None) -> None:
+    """Raises BuildError where a measured recall is below what may be published; None is that of an exact kind."""
+    if recall is not None and least is not None and recall.recall < least:
         raise BuildError(
             f"the measured recall@{recall.at} is {recall.recall:.4f} over {recall.queries} queries, below --min-recall "
-            f"{least}: nothing was published; set a higher --target-recall, more --candidates or --code-bytes"
+            f"{least}: nothing was published; build with a higher --target-recall, more --candidates or --code-bytes, "
+            "and --restart"
         )

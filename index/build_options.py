@@ -42,7 +42,12 @@ class BuildOptions(BaseModel):
         float | None, Field(gt=0, le=1, description="Publish nothing if the measured recall is below this.")
     ] = None
     code_bytes: Annotated[
-        int | None, Field(ge=1, le=256, description="Bytes of a fastscan code, two digits each; chosen if not set.")
+        int | None,
+        Field(
+            ge=1,
+            le=256,
+            description="Bytes of a fastscan code; chosen if not set. No more are used than say something.",
+        ),
     ] = None
     candidates: Annotated[
         int | None,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from index.build_codes import NotReachedError, build_codes, read_queries, require_recall
+from index.build_codes import GivenQueries, NotReachedError, build_codes, read_queries, require_recall
 from index.build_encoding import FlatForm, NotEncodableError, SegmentForm, encode_segments
 from index.build_options import BuildOptions
 from index.build_reading import read_segments
@@ -28,8 +28,7 @@ from index.documents import GaussianStore
 from index.duplicates import read_ids, require_unique_ids
 from index.durable import Syncer, SyncError, write_atomically
 from index.encoding import MomentAccumulator, Standardisation
-from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, SourceError
-from index.gaussians import Gaussians
+from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
 from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
 from index.progress import Progress, SilentProgress
 from index.scanning import SCANNED
@@ -84,10 +83,12 @@ def build_index(
             raise BuildError(f"{rejected_to} is one of the sources; name another file for rejected rows")
         progress.phase("checking the corpus for changes", None)
         stamps = corpus.stamps()
-        queries, digest = (None, None) if options.queries is None else read_queries(options.queries, corpus)
-        plan = _plan(corpus, options, digest)
+        approximate = options.kind is not IndexKind.FLAT
+        queries = read_queries(options.queries, corpus) if options.queries and approximate else None
+        plan = _plan(corpus, options, queries.digest if queries else None)
         live = _intact_manifest(directory, plan)
         if live is not None:
+            require_recall(live.measured_recall, options.min_recall)
             return _summary(directory, live, started, resumed=0, up_to_date=True)
         build = _Build(
             directory, plan, corpus, stamps, queries, options.min_recall, rejected, rejected_to, progress, device
@@ -104,7 +105,7 @@ class _Build:
         plan: BuildPlan,
         corpus: Corpus,
         stamps: Stamps,
-        queries: Gaussians | None,
+        queries: GivenQueries | None,
         min_recall: float | None,
         rejected: RejectedRows,
         rejected_to: Path,
@@ -188,11 +189,21 @@ class _Build:
         standardisation: Standardisation,
         encode: Callable[[SegmentForm], list[SegmentEntry]],
     ) -> dict[str, Any]:
-        if self.queries is not None:
-            self.queries.require_dimensions(segments[0].k)
+        queries = self.queries.gaussians if self.queries else None
+        if self.queries and self.queries.gaussians.k != segments[0].k:
+            raise SourceError(
+                f"{self.queries.file} has queries of {self.queries.gaussians.k} dimensions, and the corpus's documents "
+                f"have {segments[0].k}"
+            )
         folders = [staging.folder(ordinal) for ordinal in range(len(segments))]
         store = GaussianStore([np.load(it / "gaussians.npy", mmap_mode="r", allow_pickle=False) for it in folders])
-        coded = build_codes(staging, store, standardisation, self.queries, encode, self.progress)
+        try:
+            coded = build_codes(staging, store, standardisation, queries, encode, self.progress)
+        except InvalidGaussiansError as error:
+            # A document that no vector holds is found, and named, by encoding all of them.
+            encode(FlatForm(SCANNED))
+            where = self.queries.file if self.queries else "the corpus"
+            raise SourceError(f"{where}: a query cannot be encoded: {error}. Leave it out") from error
         require_recall(coded.recall, self.min_recall)
         return {
             "kind": self.plan.kind,

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 
-from index.codebook import Codebook
+from index.codebook import Codebook, Vectors
 from index.codes import CodeIndex, Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
@@ -24,8 +23,6 @@ __all__ = ["CodeScanner"]
 
 SHARD_BYTES = 1 << 20
 """The fewest bytes of codes that a shard is worth a thread for: what a core scans in a tenth of a millisecond."""
-
-Scores = npt.NDArray[np.float32]
 
 
 class CodeScanner:
@@ -41,23 +38,35 @@ class CodeScanner:
         self._shards = [
             (CodeIndex(together[low:high], codebook.centroids), low) for low, high in itertools.pairwise(bounds)
         ]
-        self._pool = ThreadPoolExecutor(shards, "gaussearch-scan", initializer=set_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(max(1, shards - 1), "gaussearch-scan", initializer=set_threads, initargs=(1,))
 
     def scan(self, queries: Gaussians, count: int) -> Numbers:
         """About the `count` likeliest documents of each query, likeliest first: numbers (b, c), c <= count.
 
-        Raises InvalidGaussiansError naming the query whose vector float32 cannot hold.
+        -1 stands where there is none: FAISS finds no document whose looked-up values are all the least, and a query
+        that float32 cannot hold once it is projected finds nothing. Raises InvalidGaussiansError naming the query whose
+        vector float32 cannot hold.
         """
         with torch_on_one_core():
             vectors = encode_queries(queries.to("cpu"), SCANNED, self._standardisation)
             weights = self._codebook.weigh(vectors)
-        if len(self._shards) == 1:
-            with one_thread():
-                return self._shards[0][0].search(weights, count)[1]
-        found = self._pool.map(lambda shard: shard[0].search(weights, count), self._shards)
-        scores, numbers = [], []
-        for (its_scores, rows), (_, start) in zip(found, self._shards, strict=True):
-            scores.append(its_scores)
-            numbers.append(np.where(rows < 0, -1, rows + start))
-        order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :count]
-        return np.take_along_axis(np.concatenate(numbers, axis=1), order, axis=1)
+        unusable = ~np.isfinite(weights).all(axis=1)
+        weights[unusable] = 0.0
+        numbers = self._search(weights, count)
+        numbers[unusable] = -1
+        return numbers
+
+    def _search(self, weights: Vectors, count: int) -> Numbers:
+        # The first shard in this thread: woken together, two threads may find themselves on one core.
+        (first, _), *others = self._shards
+        pending = [self._pool.submit(shard.search, weights, count) for shard, _ in others]
+        with one_thread():
+            scores, numbers = first.search(weights, count)
+        if not others:
+            return numbers
+        for future, (_, start) in zip(pending, others, strict=True):
+            its_scores, rows = future.result()
+            scores = np.concatenate([scores, its_scores], axis=1)
+            numbers = np.concatenate([numbers, np.where(rows < 0, -1, rows + start)], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(numbers, order, axis=1)

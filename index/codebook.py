@@ -19,7 +19,7 @@ from index.allocation import GROUP, Allocation
 from index.codes import Centroids, Codes, nearest_digits, quantiser_levels, train_centroids
 from index.projection import Projection
 
-__all__ = ["Codebook"]
+__all__ = ["Codebook", "Vectors"]
 
 SEED = 2023
 
@@ -80,8 +80,9 @@ class Codebook:
         return nearest_digits(points, self.centroids)
 
     def weigh(self, vectors: Tensor) -> Vectors:
-        """Folded query vectors (b, w) laid out for a scan: (b, M * GROUP)."""
-        return self._laid_out(vectors.double().numpy() @ self.queries)
+        """Folded query vectors (b, w) laid out for a scan: (b, M * GROUP), infinite where float32 cannot hold them."""
+        # By torch, which the caller can keep to one core: NumPy's threads go on spinning on the others for a while.
+        return self._laid_out((vectors.double() @ torch.from_numpy(self.queries)).numpy())
 
     def to_bytes(self) -> bytes:
         """The codebook as a safetensors file."""
@@ -118,7 +119,8 @@ class Codebook:
 
     def _laid_out(self, projected: npt.NDArray[np.floating]) -> Vectors:
         padded = np.zeros((len(projected), self.dimensions + 1), dtype=np.float32)
-        padded[:, :-1] = projected
+        with np.errstate(over="ignore"):
+            padded[:, :-1] = projected
         return np.take(padded, self.places, axis=1)
 
 

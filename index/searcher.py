@@ -13,8 +13,13 @@ directory. A search has three steps:
    candidates are widened, and in the end every document is scored in float64.
 
 So results equal float64 brute force always, not nearly always; equal scores rank by id.
+
+An index of kind fastscan scans codes instead (index.code_scanning) and scores more candidates, and there is no third
+step: scores are exact, and what is found is what the index's measured recall says. Asked for `exact`, it takes the
+three steps above, with documents encoded as they pass (index.streaming).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +29,7 @@ import torch
 
 from index.code_scanning import CodeScanner
 from index.codes import read_codes
+from index.cores import available_cores
 from index.documents import Document, DocumentStore, Numbers
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
@@ -45,7 +51,10 @@ EXHAUSTIVE_ROWS = 4096
 """Documents scored at a time by an exhaustive float64 scan, which bounds its memory."""
 
 GATHERED_NUMBERS = 1 << 24
-"""float32 numbers of candidates gathered at a time (64 MiB), however many queries ask for however many of them."""
+"""float32 numbers of candidates gathered at a time (64 MiB), or those of one query, however many queries there are."""
+
+SHARED_NUMBERS = 1 << 18
+"""float32 numbers of candidates from which on several threads score them: half a millisecond of work for one."""
 
 Scores = npt.NDArray[np.float64]
 
@@ -133,6 +142,8 @@ class LocalSearcher:
         self.name = directory.name
         self.manifest = directory.manifest()
         require_memory(self.manifest, directory.path, resolved)
+        self._threads = threads or available_cores()
+        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), "gaussearch-score")
         segments = directory.open_segments(self.manifest, verify=verify)
         self._store = DocumentStore(segments)
         self._codes: CodeScanner | None = None
@@ -177,19 +188,8 @@ class LocalSearcher:
         if candidates is not None and candidates < 1:
             raise InvalidOptionError(f"candidates is {candidates}; it must be at least 1")
         if self._codes is not None and not exact:
-            return self._search_codes(self._codes, queries, top_k, candidates)
-        first = max(candidates or 0, top_k + MARGIN)
-        rankings: dict[int, Ranking] = {}
-        pending = list(range(len(queries)))
-        for count in (first, WIDENING * first):
-            rest = queries if len(pending) == len(queries) else queries[torch.tensor(pending)]
-            complete = self._scan_and_prove(rest, top_k, count, stop)
-            rankings |= {pending[row]: ranking for row, ranking in complete.items()}
-            pending = [query for query in pending if query not in rankings]
-            if not pending:
-                return [rankings[query] for query in range(len(queries))]
-        rankings |= zip(pending, self._exhaustive(queries[torch.tensor(pending)], top_k, stop), strict=True)
-        return [rankings[query] for query in range(len(queries))]
+            return self._search_codes(self._codes, queries, top_k, candidates, stop)
+        return self._search_exactly(queries, top_k, candidates, stop)
 
     def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
         """How many candidates a search takes that is not exact; None where that changes no result."""
@@ -229,11 +229,43 @@ class LocalSearcher:
         return min(top_k, len(self))
 
     def _search_codes(
-        self, codes: CodeScanner, queries: Gaussians, top_k: int, candidates: int | None
+        self, codes: CodeScanner, queries: Gaussians, top_k: int, candidates: int | None, stop: Stop | None
     ) -> list[Ranking]:
-        """Scans codes and scores the candidates exactly: what is not a candidate is not found."""
+        """Scans codes and scores the candidates exactly: what is not a candidate is not found.
+
+        Exactly, too, for queries of which the scan makes so little that it finds fewer documents than are wanted.
+        """
         documents = np.sort(codes.scan(queries, self.candidates_for(top_k, candidates) or top_k), axis=1)
-        return self._rank(documents, self._scores(queries, documents), top_k)
+        too_few = (documents >= 0).sum(axis=1) < top_k
+        if not too_few.any():
+            return self._rank(documents, self._scores(queries, documents), top_k)
+        rankings: dict[int, Ranking] = {}
+        for rows, is_exact in ((np.flatnonzero(too_few), True), (np.flatnonzero(~too_few), False)):
+            part, its = queries[torch.from_numpy(rows)], documents[rows]
+            if not len(rows):
+                continue
+            if is_exact:
+                found = self._search_exactly(part, top_k, candidates, stop)
+            else:
+                found = self._rank(its, self._scores(part, its), top_k)
+            rankings |= zip(rows.tolist(), found, strict=True)
+        return [rankings[row] for row in range(len(queries))]
+
+    def _search_exactly(
+        self, queries: Gaussians, top_k: int, candidates: int | None, stop: Stop | None
+    ) -> list[Ranking]:
+        first = max(candidates or 0, top_k + MARGIN)
+        rankings: dict[int, Ranking] = {}
+        pending = list(range(len(queries)))
+        for count in (first, WIDENING * first):
+            rest = queries if len(pending) == len(queries) else queries[torch.tensor(pending)]
+            complete = self._scan_and_prove(rest, top_k, count, stop)
+            rankings |= {pending[row]: ranking for row, ranking in complete.items()}
+            pending = [query for query in pending if query not in rankings]
+            if not pending:
+                return [rankings[query] for query in range(len(queries))]
+        rankings |= zip(pending, self._exhaustive(queries[torch.tensor(pending)], top_k, stop), strict=True)
+        return [rankings[query] for query in range(len(queries))]
 
     def _scan_and_prove(self, queries: Gaussians, top_k: int, count: int, stop: Stop | None) -> dict[int, Ranking]:
         """Rankings, by row, of those of the queries whose results `count` candidates prove complete."""
@@ -252,10 +284,20 @@ class LocalSearcher:
         """Exact -KL of each query and its candidates (b, c), -infinity where there is none."""
         means, variances = _float64(queries)
         scores = np.empty(documents.shape)
-        step = max(1, GATHERED_NUMBERS // (documents.shape[1] * 2 * self.manifest.k))
-        for start in range(0, len(queries), step):
-            rows = slice(start, start + step)
+        numbers = documents.shape[1] * 2 * self.manifest.k
+        step = max(1, GATHERED_NUMBERS // (numbers * self._threads))
+        if len(queries) * numbers >= SHARED_NUMBERS:
+            step = min(step, -(-len(queries) // self._threads))
+
+        def score(rows: slice) -> None:
             scores[rows] = rescore(means[rows], variances[rows], *self._store.gaussians(documents[rows]))
+
+        # The last in this thread: it has nothing else to do, and two that are woken may find themselves on one core.
+        *others, last = [slice(start, start + step) for start in range(0, len(queries), step)] or [slice(0)]
+        pending = [self._pool.submit(score, rows) for rows in others]
+        score(last)
+        for future in pending:
+            future.result()
         scores[documents < 0] = -np.inf
         return scores
 

@@ -38,7 +38,8 @@ __all__ = ["IndexDirectory"]
 
 _CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<checksum>[0-9a-f]{64})\n")
 _SEGMENT = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}")
-_CODEBOOK = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors")
+# Also one that a killed build had not finished.
+_CODEBOOK = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors(\.tmp)?")
 _MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
 
@@ -194,7 +195,7 @@ class IndexDirectory:
             return
         needed = {entry.id for generation in generations for entry in generation.segments}
         codebooks = {generation.codes.codebook for generation in generations if generation.codes is not None}
-        for file in self.codebooks.glob("*"):
+        for file in self.codebooks.iterdir() if self.codebooks.exists() else ():
             if file.name not in codebooks and _CODEBOOK.fullmatch(file.name):
                 file.unlink()
         for folder in self.segments.glob("*"):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from index.background import in_order
 from index.cores import available_cores, torch_on_one_core
 from index.documents import GaussianStore, Numbers
 from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
@@ -57,7 +58,10 @@ class StreamedScanner:
                 for first in range(0, len(self._store.arrays[array]), PIECE_ROWS)
             ]
             scan = functools.partial(self._scan_piece, vectors, count, stop)
-            _, numbers, cutoffs = merge(list(pool.map(scan, pieces)), count)
+            found: list[Found] = []
+            for piece in in_order(pool, scan, pieces, ahead=self._threads):
+                found = [merge([*found, piece], count)]
+            _, numbers, cutoffs = found[0]
             return numbers, ceilings(cutoffs, queries, vectors, self._max_norm, self._standardisation)
 
     def _scan_piece(self, vectors: torch.Tensor, count: int, stop: Stop | None, piece: tuple[int, range]) -> Found:

@@ -13,6 +13,8 @@ engine    LocalSearcher.search(queries, top_k=10), which encodes the queries, sc
           IndexFlatIP.search of encoded queries on the index's own document vectors (3k+1), with FAISS's defaults and
           with its matrix multiplication forced for every batch; and the folded over the simplified encoding, as
           IndexFlatIP scans them and as gaussearch does.
+kinds     kind fastscan over IndexFlatIP and over FAISS's own 4-bit codes with exact scores, PQ...x4fs,RFlat, both with
+          as many candidates as the same recall takes; its memory, its time to build, and its service over HTTP.
 service   `gaussearch serve` over HTTP in a closed loop, over the engine in-process in batches of as many queries as
           there are clients, and over a FastAPI service without batching (benchmark_naive.py). The load generator takes
           its share of the same cores.
@@ -39,15 +41,17 @@ import torch
 from benchmark_build import MEMORY_IS_SHOWN, build_part, memory_part
 from benchmark_data import Data
 from benchmark_engine import encoding_part, engine_part
+from benchmark_kinds import kinds_part
 from benchmark_measure import Figure, environment
 from benchmark_quality import quality_part
 from benchmark_service import service_part
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("quality", "engine", "service", "build", "encoding")
-ROUNDS = {"engine": 15, "service": 9, "build": 15, "encoding": 15}
+PARTS = ("quality", "engine", "kinds", "service", "build", "encoding")
+ROUNDS = {"engine": 15, "kinds": 15, "service": 9, "build": 15, "encoding": 15}
 DOCUMENTS = 117_659
+LARGE = 1_000_000
 HEADINGS = ("setting", "measure", "median", "quartiles", "p50 / p99, ms", "target")
 NUMBERS = HEADINGS[2:5]
 
@@ -137,6 +141,7 @@ def _options() -> argparse.Namespace:
         metavar=("SMALL", "LARGE"),
         help="sizes of corpus at which a build's memory is measured (default %(default)s)",
     )
+    add("--kinds-documents", type=int, nargs="+", help=f"sizes of corpus for kinds (default that and {LARGE})")
     add("--memory-segment", type=int, default=25_000, help="its documents per segment (default %(default)s)")
     add("--scratch", type=Path, help="folder for temporary files, a few gigabytes (default: the system's)")
     add("--json", type=Path, help="file to write all figures to")
@@ -166,6 +171,9 @@ def _run(part: str, data: Data, documents: int, folder: Path, options: argparse.
         yield from quality_part()
     elif part == "engine":
         yield from engine_part(data, documents, folder, options.seconds, rounds)
+    elif part == "kinds":
+        sizes = options.kinds_documents or sorted({documents, max(documents, LARGE)})
+        yield from kinds_part(data, sizes, folder, options.seconds, rounds)
     elif part == "service":
         yield from service_part(data, documents, folder, options.seconds, rounds)
     elif part == "build":

@@ -110,6 +110,14 @@ class Data:
         return path
 
 
+def write_gaussians(path: Path, gaussians: Gaussians) -> Path:
+    """Writes Gaussians alone as Parquet."""
+    means, variances = gaussians.means.numpy(), gaussians.variances.numpy()
+    ids = [f"q{row}" for row in range(len(gaussians))]
+    pq.write_table(pa.table({"id": ids, "mean": _lists(means), "variance": _lists(variances)}), path)
+    return path
+
+
 def _read(path: Path) -> tuple[Vectors, Vectors, list[str]]:
     means: list[Vectors] = []
     variances: list[Vectors] = []
@@ -126,4 +134,4 @@ def _read(path: Path) -> tuple[Vectors, Vectors, list[str]]:
 
 
 def _lists(vectors: Vectors) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])

@@ -39,7 +39,7 @@ def service_part(data: Data, documents: int, folder: Path, seconds: float, round
     directory = IndexDirectory(folder / "index")
     build_index([corpus], directory)
     corpus.unlink()
-    _write_naive(data, documents, folder)
+    write_naive(data, documents, folder)
     engine = LocalSearcher(directory, device="cpu", verify=False)
     ports = {name: free_port() for name in PATHS}
     ours = [*GAUSSEARCH, "serve", "--index", str(directory.path), "--device", "cpu", "--log-level", "warning"]
@@ -90,7 +90,7 @@ def _added_latency(load: LoadGenerator, engine: LocalSearcher, queries: Gaussian
     return Spread.of(differences[1:])
 
 
-def _write_naive(data: Data, documents: int, folder: Path) -> None:
+def write_naive(data: Data, documents: int, folder: Path) -> None:
     """What the naive service loads: one IndexFlatIP of all documents, and their ids and texts."""
     flat = faiss.IndexFlatIP(Encoding.SIMPLIFIED.width(data.k))
     names: list[tuple[str, str]] = []
@@ -121,9 +121,11 @@ def _check_answers(load: LoadGenerator, engine: LocalSearcher, queries: Gaussian
 class LoadGenerator:
     """benchmark_load.py as a child: a context manager."""
 
-    def __init__(self, ports: dict[str, int], queries: Gaussians) -> None:
+    def __init__(self, ports: dict[str, int], queries: Gaussians, **options: int) -> None:
         pairs = zip(queries.means.double().tolist(), queries.variances.double().tolist(), strict=True)
-        bodies = [json.dumps({"mean": mean, "variance": variance, "top_k": TOP_K}) for mean, variance in pairs]
+        bodies = [
+            json.dumps({"mean": mean, "variance": variance, "top_k": TOP_K, **options}) for mean, variance in pairs
+        ]
         self._setup = {"ports": ports, "paths": PATHS, "bodies": bodies}
 
     def __enter__(self) -> LoadGenerator:

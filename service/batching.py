@@ -278,7 +278,8 @@ class Batcher:
             candidates = searcher.candidates_for(job.top_k, job.candidates)
             exact = job.exact and candidates is not None
             alike.setdefault((exact, None if exact else candidates), []).append(job)
-        for (exact, candidates), jobs in alike.items():
+        # Those last that read every document: nobody else waits for them.
+        for (exact, candidates), jobs in sorted(alike.items(), key=lambda group: group[0][0]):
             self._search_alike(searcher, jobs, exact, candidates)
 
     def _search_alike(self, searcher: Searcher, jobs: list[_Job], exact: bool, candidates: int | None) -> None:

@@ -38,6 +38,8 @@ class FakeSearcher:
         self.manifest = SimpleNamespace(k=2, documents=100)
         self.gate = threading.Event()
         self.calls: list[tuple[list[float], int, int | None]] = []
+        self.exact: list[bool] = []
+        self.approximate = False
         self.fetched: list[list[int]] = []
         self.error: Exception | None = None
 
@@ -52,6 +54,7 @@ class FakeSearcher:
     ) -> list[Ranking]:
         values = queries.means[:, 0].tolist()
         self.calls.append((values, top_k, candidates))
+        self.exact.append(exact)
         assert self.gate.wait(PATIENCE)
         if self.error is not None:
             raise self.error
@@ -63,7 +66,7 @@ class FakeSearcher:
         ]
 
     def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
-        return None
+        return (candidates or 20 * top_k) if self.approximate else None
 
     def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
         self.fetched.append(documents.tolist())
@@ -88,9 +91,10 @@ class Bench:
         candidates: int | None = None,
         deadline: float = FAR,
         *,
+        exact: bool = False,
         with_payload: bool = False,
     ) -> "asyncio.Future[Found]":
-        return self.batcher.submit(queries, top_k, candidates, deadline, with_payload=with_payload)
+        return self.batcher.submit(queries, top_k, candidates, deadline, exact=exact, with_payload=with_payload)
 
     async def occupied(self) -> "asyncio.Future[Found]":
         """Has the search thread begin a search of query 0, which lasts until the gate is opened."""
@@ -274,6 +278,35 @@ def test_options_of_one_batch_do_not_mix(bench: Open) -> None:
         assert [len(ranking.scores) for ranking in (await few).rankings] == [2]
         # The most that anyone asked for, and no candidates where nobody asked for any.
         assert b.searcher.calls == [([0], 1, None), ([1, 2, 3], 5, 40)]
+
+    run(scenario())
+
+
+def test_where_candidates_decide_nobody_gets_those_of_others(bench: Open) -> None:
+    """An approximate index is searched once for each number of candidates, and last for whoever wants exact results."""
+
+    async def scenario() -> None:
+        b = bench()
+        b.searcher.approximate = True
+        first = await b.occupied()
+        exact = b.submit(query(1), top_k=2, exact=True)
+        others = [
+            b.submit(query(2), top_k=2),
+            b.submit(query(3), top_k=1, candidates=40),
+            b.submit(query(4), top_k=5, candidates=40),
+            b.submit(query(5), top_k=5),
+            b.submit(query(6), top_k=5, candidates=7, exact=True),
+        ]
+        b.searcher.gate.set()
+        await first
+        assert ids(await exact) == [["1/0", "1/1"]]
+        assert [len((await it).rankings[0].ids) for it in others] == [2, 1, 5, 5, 5]
+        searched = list(zip(b.searcher.calls[1:], b.searcher.exact[1:], strict=True))
+        assert searched == [
+            (([2, 3, 4], 5, 40), False),
+            (([5], 5, 100), False),
+            (([1, 6], 5, 7), True),
+        ]
 
     run(scenario())
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 BENCHMARK = Path(__file__).parent.parent / "scripts" / "benchmark.py"
-PARTS = {"engine", "service", "build", "encoding"}
+PARTS = {"engine", "kinds", "service", "build", "encoding"}
 
 
 def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +25,18 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with figures.json, figures.md, output.txt and scratch/, of one run of the parts that measure speed."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "scratch").mkdir()
-    sizes = ["--documents", "300", "--memory-documents", "200", "600", "--memory-segment", "200"]
+    sizes = [
+        "--documents",
+        "300",
+        "--memory-documents",
+        "200",
+        "600",
+        "--memory-segment",
+        "200",
+        "--kinds-documents",
+        "300",
+        "500",
+    ]
     reports = ["--json", str(folder / "figures.json"), "--markdown", str(folder / "figures.md")]
     effort = ["--seconds", "0.01", "--rounds", "2", "--scratch", str(folder / "scratch")]
     done = run_benchmark("--parts", ",".join(sorted(PARTS)), *sizes, *reports, *effort)

@@ -80,10 +80,8 @@ def test_a_codebook_leaves_about_what_its_allocation_says(fitted: Fitted) -> Non
     left = float(np.mean((errors / exact.std(axis=1, keepdims=True)) ** 2))
     assert left < 0.02
     more = Codebook.fit(fitted.projection, 2 * DIGITS, fitted.vectors)
-    said = (
-        fitted.asked.numpy() @ more.queries @ np.zeros((more.dimensions, 1))
-        + more.weigh(fitted.asked) @ what_codes_say(more.encode(fitted.vectors), more).T
-    )
+    weighed = more.weigh(fitted.asked).astype(np.float64)
+    said = weighed @ what_codes_say(more.encode(fitted.vectors), more).T.astype(np.float64)
     errors = (said - said.mean(axis=1, keepdims=True)) - (exact - exact.mean(axis=1, keepdims=True))
     assert float(np.mean((errors / exact.std(axis=1, keepdims=True)) ** 2)) < left / 3
 
