@@ -128,6 +128,16 @@ def search(
         str | None, typer.Option("--url", help="A running service to search instead.", show_default=False)
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Documents per query.")] = 10,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--candidates",
+            min=1,
+            help="Documents scored exactly per query; as the index was measured if not set.",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Scan every document, whatever the kind of index.")] = False,
     form: Annotated[
         RunFormat, typer.Option("--format", help="table for people, jsonl for programs, trec for trec_eval.")
     ] = RunFormat.TABLE,
@@ -147,7 +157,7 @@ def search(
         runner: Runner = RemoteRunner(url, api_key) if url else LocalRunner(Path(str(index)), device)
         writer = RunWriter(form, sys.stdout)
         for batch in read_queries(queries, Columns(id_column, mean_column, variance_column), variance_as):
-            found = runner.search(batch.gaussians, top_k)
+            found = runner.search(batch.gaussians, top_k, candidates, exact)
             for query_id, text, results in zip(batch.ids, batch.texts, found, strict=True):
                 writer.write(query_id, text, results)
 

@@ -69,8 +69,8 @@ class Result:
 class Runner(Protocol):
     """Anything that searches a batch."""
 
-    def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
-        """The results of each query."""
+    def search(self, queries: Gaussians, top_k: int, candidates: int | None, exact: bool) -> list[list[Result]]:
+        """The results of each query; the last two as LocalSearcher.search takes them."""
 
 
 def read_queries(path: Path, columns: Columns, variance_as: VarianceAs) -> Iterator[QueryBatch]:
@@ -88,10 +88,10 @@ class LocalRunner:
     def __init__(self, directory: Path, device: str) -> None:
         self._searcher = LocalSearcher(IndexDirectory(directory), device=device)
 
-    def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
+    def search(self, queries: Gaussians, top_k: int, candidates: int | None, exact: bool) -> list[list[Result]]:
         """The top_k documents of each query."""
         found = []
-        for ranking in self._searcher.search(queries, top_k):
+        for ranking in self._searcher.search(queries, top_k, candidates=candidates, exact=exact):
             payloads = self._searcher.payloads(ranking.documents)
             found.append([Result(*parts) for parts in zip(ranking.ids, ranking.scores.tolist(), payloads, strict=True)])
         return found
@@ -104,7 +104,7 @@ class RemoteRunner:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
-    def search(self, queries: Gaussians, top_k: int) -> list[list[Result]]:
+    def search(self, queries: Gaussians, top_k: int, candidates: int | None, exact: bool) -> list[list[Result]]:
         """The top_k documents of each query; raises RemoteError with what the service said.
 
         Asks for as many at a time as the service's limits allow.
@@ -114,7 +114,8 @@ class RemoteRunner:
         found: list[list[Result]] = []
         for part in queries.chunks(step):
             pairs = zip(part.means.tolist(), part.variances.tolist(), strict=True)
-            body = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs], "top_k": top_k}
+            body: dict[str, Any] = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs]}
+            body |= {"top_k": top_k, "candidates": candidates, "exact": exact}
             found += [
                 [Result(each["id"], each["score"], each.get("payload") or {}) for each in results]
                 for results in self._ask("POST", "/v1/search/batch", "results", body)

@@ -157,6 +157,24 @@ def test_jsonl_is_one_object_a_query_and_the_same_from_a_service(
         assert all(r["payload"] == {"text": f"text of {r['id']}"} for r in line["results"])
 
 
+def test_an_approximate_index_is_searched_exactly_where_asked(
+    run: Run, make_index: MakeIndex, queries: Path, listen: Callable[..., int]
+) -> None:
+    documents = random_gaussians(2000, 5, seed=3)
+    directory = make_index(documents, kind="fastscan", code_bytes=1, candidates=12)
+    port = listen(create_app(ServiceSettings(index=directory.path)))
+    exact = [ranking.ids for ranking in LocalSearcher(directory).search(QUERIES, 10, exact=True)]
+
+    def ids(where: tuple[object, ...], *options: object) -> list[list[str]]:
+        done = run("search", "--queries", queries, "--format", "jsonl", *where, *options)
+        assert done.exit_code == 0, done.output
+        return [[result["id"] for result in json.loads(line)["results"]] for line in done.stdout.splitlines()]
+
+    for where in (("--index", directory.path), ("--url", f"http://127.0.0.1:{port}")):
+        assert ids(where, "--exact") == ids(where, "--candidates", 2000) == exact
+        assert ids(where) != exact
+
+
 def test_a_table_shows_text_as_it_is(run: Run, make_index: MakeIndex, queries: Path) -> None:
     directory = make_index(random_gaussians(2, 5), ["[red]a", "b:tent:"], text=["[/x] closes nothing", "second"])
     result = run("search", "--queries", queries, "--index", directory.path)

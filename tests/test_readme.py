@@ -108,10 +108,8 @@ def test_commands_run(block: str, workspace: Path, port: int) -> None:
             pytest.skip("no Docker engine is assumed: .ci/run builds the image and searches in it without one")
         elif "benchmark.py" in line:
             # The same command on so little that it takes seconds.
-            run(
-                f"{line} --documents 300 --memory-documents 200 400 --memory-segment 200 --seconds 0.01 --rounds 1",
-                workspace,
-            )
+            sizes = "--documents 300 --memory-documents 200 400 --memory-segment 200 --kinds-documents 300"
+            run(f"{line} {sizes} --seconds 0.01 --rounds 1", workspace)
         elif "serve" in line:
             other = free_port()
             assert stop_service(start_service(line.replace("8080", str(other)), workspace, other)) == 0
