@@ -253,7 +253,7 @@ def _candidates(calibration: Calibration, ranks: Numbers, plan: BuildPlan, is_la
     own = int(calibration.held_out.are_documents)
     if plan.candidates is not None:
         # As a search does: no fewer than are wanted, of which a query that is a document takes one.
-        taken = max(at + own, plan.candidates)
+        taken = min(calibration.documents, max(at + own, plan.candidates))
         reached = float(recalls(ranks, taken - own, at).mean()) >= target
         return [[at, taken]] if reached or is_last else None
     fewest = calibration.candidates(ranks, target, at)
@@ -268,6 +268,5 @@ def require_recall(recall: MeasuredRecall | None, least: float | None) -> None:
     if recall is not None and least is not None and recall.recall < least:
         raise BuildError(
             f"the measured recall@{recall.at} is {recall.recall:.4f} over {recall.queries} queries, below --min-recall "
-            f"{least}: nothing was published; build with a higher --target-recall, more --candidates or --code-bytes, "
-            "and --restart"
+            f"{least}: nothing was published; build with a higher --target-recall, more --candidates or --code-bytes"
         )

@@ -20,8 +20,8 @@ class BuildOptions(BaseModel):
     kind: Annotated[
         IndexKind,
         Field(
-            description="Index kind: flat scans every document's vector and is exact; fastscan scans 4-bit codes, "
-            "twenty times as small, and scores the best exactly."
+            description="Index kind: flat scans every document's vector and is exact; fastscan scans codes "
+            "ten to forty times as small, and scores the best exactly."
         ),
     ] = IndexKind.FLAT
     target_recall: Annotated[

@@ -204,7 +204,12 @@ class _Build:
             encode(FlatForm(SCANNED))
             where = self.queries.file if self.queries else "the corpus"
             raise SourceError(f"{where}: a query cannot be encoded: {error}. Leave it out") from error
-        require_recall(coded.recall, self.min_recall)
+        try:
+            require_recall(coded.recall, self.min_recall)
+        except BuildError:
+            # The same command would fail the same way, and must not stand in the way of another.
+            staging.discard()
+            raise
         return {
             "kind": self.plan.kind,
             "encoding": SCANNED,

@@ -97,7 +97,7 @@ def inspect(index: IndexOption) -> None:
         "documents": f"{manifest.documents:,}",
         "dimensions (k)": manifest.k,
         "kind": manifest.kind,
-        "encoding": f"{manifest.encoding} ({manifest.encoding.width(manifest.k)} numbers per document)",
+        **_vector_rows(manifest),
         "size": f"{size:,} bytes ({size / manifest.documents:,.0f} per document)",
         "segments": len(manifest.segments),
         **_recall_rows(manifest),
@@ -206,6 +206,14 @@ def _stop(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
+def _vector_rows(manifest: Manifest) -> dict[str, object]:
+    """What is stored of a document to be scanned."""
+    codes = manifest.codes
+    if codes is not None:
+        return {"codes": f"{codes.digits // 2} bytes per document, of {codes.dimensions} projected dimensions"}
+    return {"encoding": f"{manifest.encoding} ({manifest.encoding.width(manifest.k)} numbers per document)"}
+
+
 def _recall_rows(manifest: Manifest) -> dict[str, object]:
     """What is known of how much a search finds."""
     recall, codes = manifest.measured_recall, manifest.codes
@@ -213,10 +221,10 @@ def _recall_rows(manifest: Manifest) -> dict[str, object]:
         rows: dict[str, object] = {"measured recall": "exact by construction"}
         return rows if manifest.reason is None else {"why this kind": manifest.reason, **rows}
     source = "given" if recall.source == "queries" else "that are documents"
+    missed = ", which it misses" if recall.high < recall.target else ""
     return {
         "measured recall": f"{recall.recall:.4f} at {recall.at}, {recall.low:.4f} to {recall.high:.4f} with 95% "
-        f"confidence, over {recall.queries:,} queries {source}; asked for {recall.target}",
-        "codes": f"{codes.digits // 2} bytes per document, which say something about {codes.dimensions} dimensions",
+        f"confidence, over {recall.queries:,} queries {source}; asked for {recall.target}{missed}",
         "candidates": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates),
     }
 
@@ -230,6 +238,7 @@ def _print_summary(summary: BuildSummary) -> None:
         "dimensions (k)": manifest.k,
         "kind": manifest.kind,
         **({} if manifest.kind is IndexKind.FLAT and manifest.reason is None else _recall_rows(manifest)),
+        **({} if manifest.codes is None else _vector_rows(manifest)),
         "size": f"{summary.bytes:,} bytes in {len(manifest.segments)} segments",
         "time": f"{summary.seconds:.1f} s",
     }

@@ -95,11 +95,12 @@ class LiveIndex:
         self._metrics.generation.set(manifest.generation)
         self._metrics.documents.set(manifest.documents)
         logger.info(
-            "serving generation %d of %s: %d documents, k=%d, %s, loaded in %.2f s",
+            "serving generation %d of %s: %d documents, k=%d, %s, %s, loaded in %.2f s",
             manifest.generation,
             searcher.name,
             manifest.documents,
             manifest.k,
+            manifest.kind,
             manifest.encoding,
             time.monotonic() - started,
         )

@@ -74,7 +74,7 @@ class SearchOptions(_Request):
         bool,
         Field(
             description="Results must be those of an exhaustive float64 scan. Of kind flat they always are; of another "
-            "kind that reads every document, a microsecond each."
+            "kind that reads every document, a few microseconds each."
         ),
     ] = False
     candidates: Annotated[
