@@ -13,10 +13,11 @@ from index.documents import Document
 from index.encoding import Encoding, Standardisation, encode_documents, encode_queries, negative_kl
 from index.errors import GaussearchError
 from index.gaussians import Gaussians
+from index.interface import Ranking, Searcher
 from index.manifest import Manifest
 from index.progress import Progress
 from index.rescoring import Explanation
-from index.searcher import LocalSearcher, Ranking, Searcher
+from index.searcher import LocalSearcher
 from index.sources import Columns, Corpus, VarianceAs
 from index.storage import IndexDirectory
 

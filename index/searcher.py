@@ -1,7 +1,6 @@
 """Search: query Gaussians in, documents ranked by exact -KL(Q||D) out.
 
-`Searcher` is the interface that everything above sees; `LocalSearcher` implements it over the segments of one index
-directory. A search has three steps:
+`LocalSearcher` implements index.interface.Searcher over the segments of one index directory. A search has three steps:
 
 1. Scan. Queries are standardised and encoded, and FAISS finds in every segment the documents of the largest float32
    inner products: a few more than asked for (index.scanning).
@@ -20,11 +19,9 @@ three steps above, with documents encoded as they pass (index.streaming).
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from index.code_scanning import CodeScanner
@@ -33,15 +30,15 @@ from index.cores import available_cores
 from index.documents import Document, DocumentStore, Numbers
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
-from index.manifest import Manifest
+from index.interface import Ranking, Scores, Stop
 from index.memory import require_memory
 from index.rescoring import Explanation, explain, negative_kl, rescore
 from index.scanning import Scanner
 from index.storage import IndexDirectory
-from index.streaming import Stop, StreamedScanner
+from index.streaming import StreamedScanner
 from index.vectors import resolve_device
 
-__all__ = ["LocalSearcher", "Ranking", "Searcher", "Stop"]
+__all__ = ["LocalSearcher"]
 
 MARGIN = 10
 """Candidates beyond top_k in the first scan. On WordNet Gaussians (k=128) that is enough to prove every top 10."""
@@ -55,69 +52,6 @@ GATHERED_NUMBERS = 1 << 24
 
 SHARED_NUMBERS = 1 << 18
 """float32 numbers of candidates from which on several threads score them: half a millisecond of work for one."""
-
-Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ranking:
-    """The results of one query, best first: ids, -KL in nats (float64), and the numbers to fetch the documents by."""
-
-    ids: list[str]
-    scores: Scores
-    documents: Numbers
-
-    def top(self, count: int) -> "Ranking":
-        """The first `count` results."""
-        if len(self.ids) <= count:
-            return self
-        return Ranking(self.ids[:count], self.scores[:count], self.documents[:count])
-
-    def without(self, document_id: str | None) -> "Ranking":
-        """All results but the document with this id."""
-        if document_id not in self.ids:
-            return self
-        keep = [place for place, found in enumerate(self.ids) if found != document_id]
-        return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep])
-
-
-class Searcher(Protocol):
-    """What the service needs of an index, be it local or not."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """The generation that is searched."""
-
-    @property
-    def name(self) -> str:
-        """What the index is called."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is searched."""
-
-    def search(
-        self,
-        queries: Gaussians,
-        top_k: int,
-        *,
-        candidates: int | None = None,
-        exact: bool = False,
-        stop: Stop | None = None,
-    ) -> list[Ranking]:
-        """The top_k documents of each query; SearchStoppedError once `stop` says so."""
-
-    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
-        """How many candidates a search takes that is not exact; None where that changes no result."""
-
-    def document(self, document_id: str) -> Document:
-        """A document by its id."""
-
-    def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
-        """The payload of each document of a ranking."""
-
-    def explain(self, query: Gaussians, documents: Numbers) -> list[Explanation]:
-        """The parts of KL between one query and each document of its ranking."""
 
 
 class LocalSearcher:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from index import Gaussians, IndexDirectory, Ranking, Searcher
-from index.searcher import Stop
+from index.interface import Stop
 from service.app import create_app
 from service.settings import ServiceSettings
 from service.state import State

@@ -15,7 +15,7 @@ import service.batching
 from index import GaussearchError, Gaussians, Ranking, Searcher
 from index.documents import Numbers
 from index.errors import InvalidGaussiansError
-from index.searcher import Stop
+from index.interface import Stop
 from service.batching import FETCHED_TOGETHER, Batcher, Found
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError

@@ -77,7 +77,8 @@ def test_every_part_has_run_or_says_why_not(report: dict[str, Any]) -> None:
 
 def test_every_figure_is_a_positive_number_with_quartiles_around_it(report: dict[str, Any]) -> None:
     for figure in report["figures"]:
-        if figure["measure"] == "latency added to the engine's":
+        # Differences of two times, which noise alone can make negative at this size.
+        if figure["measure"] in ("latency added to the engine's", "share of scoring all but 10 of the candidates"):
             continue
         assert figure["value"] > 0, figure
         if figure["quartiles"]:

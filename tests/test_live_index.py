@@ -12,7 +12,7 @@ import pytest
 
 from index import Gaussians, IndexDirectory, LocalSearcher, Ranking, Searcher, build_index
 from index.errors import CorruptIndexError, InsufficientMemoryError
-from index.searcher import Stop
+from index.interface import Stop
 from service import live_index
 from service.app import create_app
 from service.settings import ServiceSettings

@@ -1,0 +1,79 @@
+"""What the service sees of an index, wherever and however it is searched: `Searcher`, and the `Ranking` it gives."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from index.documents import Document, Numbers
+from index.gaussians import Gaussians
+from index.manifest import Manifest
+from index.rescoring import Explanation
+from index.streaming import Stop
+
+__all__ = ["Ranking", "Scores", "Searcher", "Stop"]
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The results of one query, best first: ids, -KL in nats (float64), and the numbers to fetch the documents by."""
+
+    ids: list[str]
+    scores: Scores
+    documents: Numbers
+
+    def top(self, count: int) -> "Ranking":
+        """The first `count` results."""
+        if len(self.ids) <= count:
+            return self
+        return Ranking(self.ids[:count], self.scores[:count], self.documents[:count])
+
+    def without(self, document_id: str | None) -> "Ranking":
+        """All results but the document with this id."""
+        if document_id not in self.ids:
+            return self
+        keep = [place for place, found in enumerate(self.ids) if found != document_id]
+        return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep])
+
+
+class Searcher(Protocol):
+    """What the service needs of an index, be it local or not."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The generation that is searched."""
+
+    @property
+    def name(self) -> str:
+        """What the index is called."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is searched."""
+
+    def search(
+        self,
+        queries: Gaussians,
+        top_k: int,
+        *,
+        candidates: int | None = None,
+        exact: bool = False,
+        stop: Stop | None = None,
+    ) -> list[Ranking]:
+        """The top_k documents of each query; SearchStoppedError once `stop` says so."""
+
+    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
+        """How many candidates a search takes that is not exact; None where that changes no result."""
+
+    def document(self, document_id: str) -> Document:
+        """A document by its id."""
+
+    def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
+        """The payload of each document of a ranking."""
+
+    def explain(self, query: Gaussians, documents: Numbers) -> list[Explanation]:
+        """The parts of KL between one query and each document of its ranking."""
