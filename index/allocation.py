@@ -5,7 +5,7 @@ instruction (Andre, Kermarrec & Le Scouarnec, "Cache locality is not enough", VL
 differ in energy by factors of thousands, so digits are spent where they take away most error: the first dimensions get
 two digits each, the next one, then two dimensions share a digit, then four, and the rest goes unsaid. That a dimension
 is worth half a bit more when its energy doubles is rate-distortion theory (Cover & Thomas, "Elements of Information
-Theory", 2006, section 10.3.3); product quantisation gives all dimensions the same. On WordNet Gaussians, 64 digits so
+Theory", 2006, section 10.3.3); product quantisation gives all dimensions the same. On WordNet Gaussians, 96 digits so
 spent find what 128 digits for 128 dimensions find.
 """
 

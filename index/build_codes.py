@@ -26,7 +26,7 @@ from index.progress import Progress
 from index.projection import Projection
 from index.scanning import SCANNED
 from index.sources import Corpus
-from index.staging import BuildPlan, Staging
+from index.staging import Staging
 
 __all__ = [
     "CodedIndex",
@@ -142,7 +142,7 @@ def build_codes(
     else:
         digits = calibration.digits(projection.energies.numpy(), fit.sample, target, at, plan.candidates)
     # Two digits for a dimension are all that can be said of it.
-    most = min(MOST_DIGITS, max(2, 2 * projection.dimensions))
+    most = min(MOST_DIGITS, 2 * projection.dimensions)
     while True:
         digits = min(digits, most)
         name, coder, entry = _codebook(staging, projection, digits, vectors)
@@ -152,7 +152,7 @@ def build_codes(
         found = _scan(staging, segments, coder, standardisation, fit.held_out.gaussians, scanned)
         ranks = calibration.ranks(found)
         is_last = plan.code_bytes is not None or digits == most
-        candidates = _candidates(calibration, ranks[::2], plan, is_last)
+        candidates = _candidates(calibration, ranks[::2], target, at, plan.candidates, is_last)
         if candidates:
             break
         if is_last:
@@ -244,16 +244,17 @@ def _scan(
     return CodeScanner(codes, coder, standardisation, threads=None).scan(queries, count)
 
 
-def _candidates(calibration: Calibration, ranks: Numbers, plan: BuildPlan, is_last: bool) -> list[list[int]] | None:
-    """Pairs of a top_k and its candidates, for `recall_at` and, where the corpus has as many, for DEPTH times that.
+def _candidates(
+    calibration: Calibration, ranks: Numbers, target: float, at: int, given: int | None, is_last: bool
+) -> list[list[int]] | None:
+    """Pairs of a top_k and its candidates, for `at` and, where the corpus has as many, for DEPTH times that.
 
-    None where no number of candidates reaches the target, or the plan's does not and other digits may.
+    None where no number of candidates reaches the target, or the `given` one does not and other digits may.
     """
-    target, at = plan.target_recall or 0.0, plan.recall_at or 1
     own = int(calibration.held_out.are_documents)
-    if plan.candidates is not None:
+    if given is not None:
         # As a search does: no fewer than are wanted, of which a query that is a document takes one.
-        taken = min(calibration.documents, max(at + own, plan.candidates))
+        taken = min(calibration.documents, max(at + own, given))
         reached = float(recalls(ranks, taken - own, at).mean()) >= target
         return [[at, taken]] if reached or is_last else None
     fewest = calibration.candidates(ranks, target, at)

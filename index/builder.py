@@ -1,4 +1,4 @@
-"""The batch build: a corpus in, a published index out, in memory bounded but for 8 bytes a document.
+"""The batch build: a corpus in, a published index out, in memory bounded but for 8 bytes a document, and its code.
 
 The corpus is hashed, so that a resumed build knows it again, and then read once (index.build_reading). Reading cuts it
 into segments, checks it and fits the standardisation; then the segments are encoded, on the GPU where there is one,
@@ -277,17 +277,18 @@ class _Build:
 
 def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPlan:
     """What decides the index that these options make of a corpus; `queries` is the digest of their file."""
-    plan = BuildPlan(
+    of_codes: dict[str, Any] = {}
+    if options.kind is not IndexKind.FLAT:
+        names = ("target_recall", "recall_at", "code_bytes", "candidates")
+        of_codes = {"queries": queries, **{name: getattr(options, name) for name in names}}
+    return BuildPlan(
         corpus=corpus.digest(),
         encoding=options.encoding,
         kind=options.kind,
         segment_docs=options.segment_docs,
         on_error=options.on_error,
+        **of_codes,
     )
-    if options.kind is IndexKind.FLAT:
-        return plan
-    names = ("target_recall", "recall_at", "code_bytes", "candidates")
-    return plan.model_copy(update={"queries": queries, **{name: getattr(options, name) for name in names}})
 
 
 def _intact_manifest(directory: IndexDirectory, plan: BuildPlan) -> Manifest | None:

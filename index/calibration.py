@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from index.allocation import Allocation
+from index.candidates import CandidateScorer
+from index.cores import available_cores
 from index.documents import GaussianStore, Numbers
 from index.encoding import Standardisation
 from index.gaussians import Gaussians
-from index.rescoring import rescore
 from index.streaming import StreamedScanner
 
 __all__ = ["Calibration", "HeldOut", "interval", "recalls"]
@@ -34,7 +35,8 @@ DIGIT_SECONDS = 3.0e-11
 CANDIDATE_SECONDS = 1.0e-6
 """And what exact scoring takes for a candidate at k = 128. Only the ratio of the two matters."""
 ROUNDING = 1.3
-"""How much larger than the digits' error a scan's is: it rounds what it looks up to 8 bits. Measured on WordNet."""
+"""How much larger than the digits' error a scan's is taken to be: it rounds what it looks up to 8 bits. An allowance,
+not a measurement."""
 GRID = 32
 MODELLED_QUERIES = 32
 MODELLED_DOCUMENTS = 512
@@ -44,7 +46,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Queries that nothing is fitted on. `own` (b,) are the numbers of the documents that they are, or -1."""
+    """Queries to measure with. `own` (b,) are the numbers of the documents that they are, or -1."""
 
     gaussians: Gaussians
     own: Numbers
@@ -63,11 +65,12 @@ class Calibration:
 
     def __init__(self, store: GaussianStore, standardisation: Standardisation, held_out: HeldOut, depth: int) -> None:
         """Finds the `depth` best of each query, or as many as there are, by a scan of everything."""
-        self.held_out, self.documents, self._store = held_out, len(store), store
+        self.held_out, self.documents = held_out, len(store)
+        self._scorer = CandidateScorer(store, available_cores())
         depth = min(depth, len(store) - held_out.are_documents)
         scanner = StreamedScanner(store, standardisation, max_norm=math.inf, threads=None)
         found, _ = scanner.scan(held_out.gaussians, min(depth + 1 + MARGIN, len(store)))
-        scores = _exact_scores(held_out.gaussians, found, store)
+        scores = self._scorer.scores(held_out.gaussians, found)
         scores[found == held_out.own[:, None]] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         self.best, self.scores = np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -87,7 +90,7 @@ class Calibration:
         best = torch.from_numpy(self.scores[::step, :].copy())
         drawn = sample[:: max(1, len(sample) // MODELLED_DOCUMENTS)]
         modelled = self.held_out.gaussians[torch.arange(0, len(self.best), step)]
-        others = torch.from_numpy(_exact_scores(modelled, np.tile(drawn, (len(best), 1)), self._store))
+        others = torch.from_numpy(self._scorer.scores(modelled, np.tile(drawn, (len(best), 1))))
         fastest, digits = math.inf, int(DIGITS[-1])
         for choice in DIGITS:
             left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
@@ -166,14 +169,3 @@ def interval(recall: float, queries: int) -> tuple[float, float]:
     centre = (recall + z * z / (2 * queries)) / (1 + z * z / queries)
     half = z / (1 + z * z / queries) * math.sqrt(recall * (1 - recall) / queries + z * z / (4 * queries**2))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _exact_scores(queries: Gaussians, found: Numbers, store: GaussianStore) -> Floats:
-    host = queries.to("cpu", torch.float64)
-    means, variances = host.means.numpy(), host.variances.numpy()
-    scores = np.empty(found.shape)
-    for query in range(0, len(means), 16):
-        rows = slice(query, query + 16)
-        scores[rows] = rescore(means[rows], variances[rows], *store.gaussians(found[rows]))
-    scores[found < 0] = -np.inf
-    return scores

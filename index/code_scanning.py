@@ -1,6 +1,6 @@
 """The approximate scan: the codes of all segments, in memory, against queries that a codebook has laid out.
 
-Segments that share a codebook are scanned as one: what a scan does before it looks at documents takes as long as it
+Segments that share a codebook are scanned as one: what a scan does before it looks at documents takes as long as
 looking at ten thousand of them.
 """
 

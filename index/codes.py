@@ -53,12 +53,11 @@ def quantiser_levels(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
 
 
 def train_centroids(points: npt.NDArray[np.float32], seed: int) -> Centroids:
-    """The centroids of M digits, by k-means on points (s, M * GROUP), of which some thousands are used."""
+    """The centroids of M digits, by k-means on points (s, M * GROUP), at least LEVELS, of which some thousands
+    are used."""
     quantiser: Any = faiss.ProductQuantizer(points.shape[1], points.shape[1] // GROUP, 4)
     quantiser.cp.niter, quantiser.cp.seed = ITERATIONS, seed
     quantiser.cp.min_points_per_centroid, quantiser.cp.max_points_per_centroid = 1, POINTS_PER_CENTROID
-    if len(points) < LEVELS:
-        points = np.resize(points, (LEVELS, points.shape[1]))
     quantiser.train(points)
     return np.asarray(faiss.vector_to_array(quantiser.centroids).reshape(-1, LEVELS, GROUP), dtype=np.float32)
 

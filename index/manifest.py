@@ -145,7 +145,8 @@ class CodesRecord(_Strict):
 
 
 class MeasuredRecall(_Strict):
-    """The share of the true `at` best documents that a search found, over queries that the index was not fitted on.
+    """The share of the true `at` best documents that a search found, over queries that the index was not fitted on
+    (documents, in a corpus of fewer than some two thousand, that it was).
 
     `low` and `high` bound the expected recall with 95% confidence. `source` says what the queries were: `queries` that
     were given, or the Gaussians of the index's own `documents`, without the document itself. `target` is what was asked

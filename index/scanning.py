@@ -17,7 +17,7 @@ from index.manifest import Manifest
 from index.segments import Segment
 from index.vectors import FlatVectors, gpu_resources, matrix_products, set_threads
 
-__all__ = ["SCANNED", "Ceilings", "Found", "Scanner", "ceilings", "merge"]
+__all__ = ["SCANNED", "Ceilings", "Found", "Scanner", "ceilings", "merge", "piece"]
 
 SCANNED = Encoding.FOLDED
 """What is scanned, whatever lies on disk. Of the other forms' numbers a third say nothing new (index.encoding), and a
@@ -88,14 +88,21 @@ class Scanner:
             with self._gpu_turn:
                 return scan(self._shards[0])
         with matrix_products(vectors.shape[1]):
-            return [piece for shard in self._pool.map(scan, self._shards) for piece in shard]
+            return [found for shard in self._pool.map(scan, self._shards) for found in shard]
+
+
+def piece(scores: Scores, rows: Numbers, start: int, documents: int) -> Found:
+    """What the search of one piece, of so many documents, gave, (b, c) each; `start` is the number of its row 0."""
+    is_all = scores.shape[1] == documents
+    cutoffs = np.full(len(scores), -np.inf, dtype=np.float32) if is_all else scores[:, -1]
+    return scores, np.where(rows < 0, -1, rows + start), cutoffs
 
 
 def merge(found: Sequence[Found], count: int) -> Found:
     """What was found in several pieces as if it had been found in one: the `count` best, in no particular order."""
-    scores = np.concatenate([piece[0] for piece in found], axis=1)
-    numbers = np.concatenate([piece[1] for piece in found], axis=1)
-    cutoffs = np.max([piece[2] for piece in found], axis=0)
+    scores = np.concatenate([scores for scores, _, _ in found], axis=1)
+    numbers = np.concatenate([numbers for _, numbers, _ in found], axis=1)
+    cutoffs = np.max([cutoffs for _, _, cutoffs in found], axis=0)
     if scores.shape[1] > count:
         best = np.argpartition(-scores, count, axis=1)
         cutoffs = np.maximum(cutoffs, np.take_along_axis(scores, best[:, count:], axis=1).max(axis=1))
@@ -122,8 +129,7 @@ def _scan_shard(vectors: torch.Tensor, count: int, shard: Shard) -> list[Found]:
     for index, rows, start in shard:
         limit = min(count, len(rows), index.result_limit)
         scores, local = index.search(vectors, limit, rows)
-        cutoff = scores[:, -1] if limit < len(rows) else np.full(len(vectors), -np.inf, dtype=np.float32)
-        found.append((scores, np.where(local < 0, -1, local + start), cutoff))
+        found.append(piece(scores, local, start, len(rows)))
     return found
 
 

@@ -18,12 +18,12 @@ step: scores are exact, and what is found is what the index's measured recall sa
 three steps above, with documents encoded as they pass (index.streaming).
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
+from index.candidates import CandidateScorer, in_float64
 from index.code_scanning import CodeScanner
 from index.codes import read_codes
 from index.cores import available_cores
@@ -32,7 +32,7 @@ from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
 from index.interface import Ranking, Scores, Stop
 from index.memory import require_memory
-from index.rescoring import Explanation, explain, negative_kl, rescore
+from index.rescoring import Explanation, explain, negative_kl
 from index.scanning import Scanner
 from index.storage import IndexDirectory
 from index.streaming import StreamedScanner
@@ -46,12 +46,6 @@ WIDENING = 16
 """How much wider the second scan is than the first; after it, what is still unproven is scored exhaustively."""
 EXHAUSTIVE_ROWS = 4096
 """Documents scored at a time by an exhaustive float64 scan, which bounds its memory."""
-
-GATHERED_NUMBERS = 1 << 24
-"""float32 numbers of candidates gathered at a time (64 MiB), or those of one query, however many queries there are."""
-
-SHARED_NUMBERS = 1 << 18
-"""float32 numbers of candidates from which on several threads score them: half a millisecond of work for one."""
 
 
 class LocalSearcher:
@@ -76,10 +70,9 @@ class LocalSearcher:
         self.name = directory.name
         self.manifest = directory.manifest()
         require_memory(self.manifest, directory.path, resolved)
-        self._threads = threads or available_cores()
-        self._pool = ThreadPoolExecutor(max(1, self._threads - 1), "gaussearch-score")
         segments = directory.open_segments(self.manifest, verify=verify)
         self._store = DocumentStore(segments)
+        self._scorer = CandidateScorer(self._store, threads or available_cores())
         self._codes: CodeScanner | None = None
         self._scanner: Scanner | StreamedScanner
         if self.manifest.codes is None:
@@ -150,7 +143,7 @@ class LocalSearcher:
 
     def explain(self, query: Gaussians, documents: Numbers) -> list[Explanation]:
         """The parts of KL between one query (1, k) and each of these documents (m,), in their order."""
-        (mean,), (variance,) = _float64(query)
+        (mean,), (variance,) = in_float64(query)
         means, variances = self._store.gaussians(documents)
         pairs = zip(means.astype(np.float64), variances.astype(np.float64), strict=True)
         return [explain(mean, variance, document_mean, document_variance) for document_mean, document_variance in pairs]
@@ -172,17 +165,12 @@ class LocalSearcher:
         documents = np.sort(codes.scan(queries, self.candidates_for(top_k, candidates) or top_k), axis=1)
         too_few = (documents >= 0).sum(axis=1) < top_k
         if not too_few.any():
-            return self._rank(documents, self._scores(queries, documents), top_k)
-        rankings: dict[int, Ranking] = {}
-        for rows, is_exact in ((np.flatnonzero(too_few), True), (np.flatnonzero(~too_few), False)):
-            part, its = queries[torch.from_numpy(rows)], documents[rows]
-            if not len(rows):
-                continue
-            if is_exact:
-                found = self._search_exactly(part, top_k, candidates, stop)
-            else:
-                found = self._rank(its, self._scores(part, its), top_k)
-            rankings |= zip(rows.tolist(), found, strict=True)
+            return self._rank(documents, self._scorer.scores(queries, documents), top_k)
+        lost, rest = np.flatnonzero(too_few), np.flatnonzero(~too_few)
+        exact = self._search_exactly(queries[torch.from_numpy(lost)], top_k, candidates, stop)
+        scores = self._scorer.scores(queries[torch.from_numpy(rest)], documents[rest])
+        rankings = dict(zip(lost.tolist(), exact, strict=True))
+        rankings |= zip(rest.tolist(), self._rank(documents[rest], scores, top_k), strict=True)
         return [rankings[row] for row in range(len(queries))]
 
     def _search_exactly(
@@ -209,36 +197,15 @@ class LocalSearcher:
             documents, ceilings = self._scanner.scan(queries, count)
         if documents.shape[1] < top_k:
             return {}
-        scores = self._scores(queries, documents)
+        scores = self._scorer.scores(queries, documents)
         last_results = -np.partition(-scores, top_k - 1, axis=1)[:, top_k - 1]
         complete = np.flatnonzero(last_results > ceilings)
         return dict(zip(complete.tolist(), self._rank(documents[complete], scores[complete], top_k), strict=True))
 
-    def _scores(self, queries: Gaussians, documents: Numbers) -> Scores:
-        """Exact -KL of each query and its candidates (b, c), -infinity where there is none."""
-        means, variances = _float64(queries)
-        scores = np.empty(documents.shape)
-        numbers = documents.shape[1] * 2 * self.manifest.k
-        step = max(1, GATHERED_NUMBERS // (numbers * self._threads))
-        if len(queries) * numbers >= SHARED_NUMBERS:
-            step = min(step, -(-len(queries) // self._threads))
-
-        def score(rows: slice) -> None:
-            scores[rows] = rescore(means[rows], variances[rows], *self._store.gaussians(documents[rows]))
-
-        # The last in this thread: it has nothing else to do, and two that are woken may find themselves on one core.
-        *others, last = [slice(start, start + step) for start in range(0, len(queries), step)] or [slice(0)]
-        pending = [self._pool.submit(score, rows) for rows in others]
-        score(last)
-        for future in pending:
-            future.result()
-        scores[documents < 0] = -np.inf
-        return scores
-
     def _exhaustive(self, queries: Gaussians, top_k: int, stop: Stop | None = None) -> list[Ranking]:
         """Scores every document in float64, one query at a time, keeping what can still be among the top_k."""
         rankings = []
-        for mean, variance in zip(*_float64(queries), strict=True):
+        for mean, variance in zip(*in_float64(queries), strict=True):
             scores, documents = np.empty(0), np.empty(0, np.int64)
             for numbers, means, variances in self._store.blocks(EXHAUSTIVE_ROWS):
                 if stop is not None and stop():
@@ -282,8 +249,3 @@ def _may_be_in_top(scores: Scores, top_k: int) -> Numbers:
     if len(scores) <= top_k:
         return np.arange(len(scores))
     return np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
-
-
-def _float64(queries: Gaussians) -> tuple[Scores, Scores]:
-    host = queries.to("cpu", torch.float64)
-    return host.means.numpy(), host.variances.numpy()

@@ -1,7 +1,7 @@
 """The same scan as index.scanning, of documents that are not in memory as vectors: they are encoded as they pass.
 
-That takes a microsecond of a core for each document, whatever the number of queries, and no memory to speak of. It is
-what answers `exact` on an index whose own scan is approximate, and what such a scan is measured against.
+That takes a few microseconds of a core for each document, and of memory what a few blocks of vectors do. It is what
+answers `exact` on an index whose own scan is approximate, and what such a scan is measured against.
 """
 
 import functools
@@ -15,10 +15,10 @@ import torch
 from index.background import in_order
 from index.cores import available_cores, torch_on_one_core
 from index.documents import GaussianStore, Numbers
-from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
+from index.encoding import Standardisation, encode_documents, encode_queries
 from index.errors import SearchStoppedError
 from index.gaussians import Gaussians
-from index.scanning import SCANNED, Ceilings, Found, ceilings, merge
+from index.scanning import SCANNED, Ceilings, Found, ceilings, merge, piece
 from index.vectors import best_products, matrix_products, set_threads
 
 __all__ = ["Stop", "StreamedScanner"]
@@ -28,7 +28,7 @@ Stop = Callable[[], bool]
 
 BLOCK_ROWS = 8192
 """Documents encoded at a time: 8 MiB of vectors at k = 128. Fewer have their best merged more often."""
-PIECE_ROWS = 1 << 14
+PART_ROWS = 1 << 14
 """Documents that a thread takes at a time."""
 
 
@@ -52,22 +52,22 @@ class StreamedScanner:
         ):
             queries = queries.to("cpu")
             vectors = encode_queries(queries, SCANNED, self._standardisation)
-            pieces = [
-                (array, range(first, min(first + PIECE_ROWS, len(self._store.arrays[array]))))
+            parts = [
+                (array, range(first, min(first + PART_ROWS, len(self._store.arrays[array]))))
                 for array in range(len(self._store.arrays))
-                for first in range(0, len(self._store.arrays[array]), PIECE_ROWS)
+                for first in range(0, len(self._store.arrays[array]), PART_ROWS)
             ]
-            scan = functools.partial(self._scan_piece, vectors, count, stop)
+            scan = functools.partial(self._scan_rows, vectors, count, stop)
             found: list[Found] = []
-            for piece in in_order(pool, scan, pieces, ahead=self._threads):
-                found = [merge([*found, piece], count)]
+            for its in in_order(pool, scan, parts, ahead=self._threads):
+                found = [merge([*found, its], count)]
             _, numbers, cutoffs = found[0]
             return numbers, ceilings(cutoffs, queries, vectors, self._max_norm, self._standardisation)
 
-    def _scan_piece(self, vectors: torch.Tensor, count: int, stop: Stop | None, piece: tuple[int, range]) -> Found:
-        array, rows = piece
+    def _scan_rows(self, vectors: torch.Tensor, count: int, stop: Stop | None, part: tuple[int, range]) -> Found:
+        array, rows = part
         start, k = int(self._store.starts[array]), self._store.k
-        memory = torch.empty(min(BLOCK_ROWS, len(rows)), Encoding.FOLDED.width(k))
+        memory = torch.empty(min(BLOCK_ROWS, len(rows)), SCANNED.width(k))
         found: list[Found] = []
         for first, last in itertools.pairwise([*range(rows.start, rows.stop, BLOCK_ROWS), rows.stop]):
             if stop is not None and stop():
@@ -76,12 +76,8 @@ class StreamedScanner:
             block = torch.from_numpy(np.array(self._store.arrays[array][first:last]))
             documents = Gaussians.unchecked(block[:, :k], block[:, k:])
             encoded = encode_documents(documents, SCANNED, self._standardisation, out=memory[: len(block)])
-            limit = min(count, len(block))
-            scores, local = best_products(vectors, encoded.numpy(), limit)
-            cutoff = scores[:, -1] if limit < len(block) else np.full(len(vectors), -np.inf, dtype=np.float32)
-            found.append((scores, np.where(local < 0, -1, local + first + start), cutoff))
-            if len(found) > 1:
-                found = [merge(found, count)]
+            best = best_products(vectors, encoded.numpy(), min(count, len(block)))
+            found = [merge([*found, piece(*best, start + first, len(block))], count)]
         return found[0]
 
 

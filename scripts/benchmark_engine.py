@@ -36,12 +36,12 @@ FORCED = 1
 ENCODED_BYTES = 1 << 30
 
 
-def searching(searcher: LocalSearcher, queries: Gaussians, batch: int) -> Contender:
-    """Searches as the product does it: encoding, scan, exact scores, proof."""
+def searching(searcher: LocalSearcher, queries: Gaussians, batch: int, candidates: int | None = None) -> Contender:
+    """Searches as the product does it: encoding, scan, exact scores, and proof where the kind has one."""
     asked = itertools.cycle(_batches(queries, batch))
 
     def search() -> int:
-        searcher.search(next(asked), TOP_K)
+        searcher.search(next(asked), TOP_K, candidates=candidates)
         return batch
 
     return repeating(search)
@@ -54,8 +54,8 @@ def engine_part(data: Data, documents: int, folder: Path, seconds: float, rounds
     for encoding, directory in directories.items():
         build_index([corpus], directory, BuildOptions(encoding=encoding))
     corpus.unlink()
-    flat, encoded = _flat_index(directories[Encoding.SIMPLIFIED], data.queries)
-    flat_folded, encoded_folded = _flat_index(directories[Encoding.FOLDED], data.queries)
+    flat, encoded = flat_index(directories[Encoding.SIMPLIFIED], data.queries)
+    flat_folded, encoded_folded = flat_index(directories[Encoding.FOLDED], data.queries)
     default = faiss_default_threshold()
 
     for batch, threads in ((1, 1), *((batch, None) for batch in BATCHES)):
@@ -66,9 +66,9 @@ def engine_part(data: Data, documents: int, folder: Path, seconds: float, rounds
         contenders = {
             "gaussearch": searching(ours[Encoding.SIMPLIFIED], data.queries, batch),
             "gaussearch, folded": searching(ours[Encoding.FOLDED], data.queries, batch),
-            "IndexFlatIP": _scanning(flat, encoded, batch, threads, default),
-            "IndexFlatIP, BLAS forced": _scanning(flat, encoded, batch, threads, FORCED),
-            "IndexFlatIP of folded vectors": _scanning(flat_folded, encoded_folded, batch, threads, default),
+            "IndexFlatIP": scanning(flat, encoded, batch, threads, default),
+            "IndexFlatIP, BLAS forced": scanning(flat, encoded, batch, threads, FORCED),
+            "IndexFlatIP of folded vectors": scanning(flat_folded, encoded_folded, batch, threads, default),
         }
         with torch_threads(threads):
             series = take_turns(contenders, seconds=seconds, rounds=rounds)
@@ -101,9 +101,7 @@ def _engine_figures(setting: str, series: dict[str, Series]) -> Iterator[Figure]
     yield Figure.of("engine", setting, measure, series["gaussearch, folded"].over(ours), "ratio")
 
 
-def _scanning(
-    flat: Any, encoded: npt.NDArray[np.float32], batch: int, threads: int | None, threshold: int
-) -> Contender:
+def scanning(flat: Any, encoded: npt.NDArray[np.float32], batch: int, threads: int | None, threshold: int) -> Contender:
     """Searches as one calls FAISS: vectors that are encoded already, float32 scores, row numbers."""
     asked = itertools.cycle([np.ascontiguousarray(encoded[rows]) for rows in _rows(len(encoded), batch)])
 
@@ -131,7 +129,7 @@ def _batches(queries: Gaussians, batch: int) -> Sequence[Gaussians]:
     return [queries[torch.tensor(rows)] for rows in _rows(len(queries), batch)]
 
 
-def _flat_index(directory: IndexDirectory, queries: Gaussians) -> tuple[Any, npt.NDArray[np.float32]]:
+def flat_index(directory: IndexDirectory, queries: Gaussians) -> tuple[Any, npt.NDArray[np.float32]]:
     """One IndexFlatIP of an index's own document vectors, and the vectors of the queries."""
     manifest = directory.manifest()
     flat = faiss.IndexFlatIP(manifest.encoding.width(manifest.k))

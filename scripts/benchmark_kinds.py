@@ -6,7 +6,6 @@ held against `PQ…x4fs,RFlat` as an expert would set it up, not against IndexFl
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -23,11 +22,11 @@ import numpy.typing as npt
 import torch
 from benchmark_build import GAUSSEARCH
 from benchmark_data import Data, write_gaussians
-from benchmark_engine import FORCED, TOP_K, blas_threshold, faiss_default_threshold, torch_threads
-from benchmark_measure import Contender, Figure, Turn, once, repeating, take_turns
+from benchmark_engine import FORCED, TOP_K, faiss_default_threshold, flat_index, scanning, searching, torch_threads
+from benchmark_measure import Contender, Figure, once, take_turns
 from benchmark_service import HERE, LoadGenerator, free_port, running, write_naive
 
-from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index, encode_queries
+from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
 
 FLOOR, BATCH_FLOOR = 0.99, 0.98
 CANDIDATES = sorted({round(value) for value in np.geomspace(TOP_K, 8000, 60)})
@@ -106,12 +105,7 @@ def _building(corpus: Path, given: Path, folder: Path, setting: str) -> Iterator
 
 def _open(folder: Path, queries: Gaussians) -> Corpus:
     directories = {kind: IndexDirectory(folder / kind) for kind in ("flat", "fastscan")}
-    manifest = directories["flat"].manifest()
-    flat = faiss.IndexFlatIP(manifest.encoding.width(manifest.k))
-    for segment in directories["flat"].open_segments(manifest, verify=False):
-        vectors: Any = faiss.read_index(str(segment.vectors_file))
-        flat.add(faiss.rev_swig_ptr(vectors.get_xb(), vectors.ntotal * vectors.d).reshape(vectors.ntotal, vectors.d))
-    encoded = encode_queries(queries, manifest.encoding, manifest.standardisation.restore()).numpy()
+    flat, encoded = flat_index(directories["flat"], queries)
     searcher = LocalSearcher(directories["flat"], device="cpu", verify=False)
     truth = [set(ranking.documents.tolist()) for ranking in searcher.search(queries, TOP_K)]
     return Corpus(directories, flat, queries, encoded, truth)
@@ -123,14 +117,14 @@ def _alone(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterato
     faiss.omp_set_num_threads(1)
     searcher = LocalSearcher(corpus.directories["fastscan"], device="cpu", threads=1, verify=False)
     candidates = _fewest(corpus, searcher, FLOOR)
-    quantised = _best_quantised(corpus, FLOOR)
+    quantised, default = _best_quantised(corpus, FLOOR), faiss_default_threshold()
     contenders = {
-        "fastscan": _ours(searcher, corpus.queries, 1, candidates),
-        "fastscan, 10 candidates": _ours(searcher, corpus.queries, 1, TOP_K),
-        "IndexFlatIP": _theirs(corpus.flat.search, corpus.encoded, 1),
+        "fastscan": searching(searcher, corpus.queries, 1, candidates),
+        "fastscan, 10 candidates": searching(searcher, corpus.queries, 1, TOP_K),
+        "IndexFlatIP": scanning(corpus.flat, corpus.encoded, 1, 1, default),
     }
     if quantised is not None:
-        contenders[quantised.name] = _theirs(quantised.search, quantised.padded(corpus.encoded), 1)
+        contenders[quantised.name] = scanning(quantised, quantised.padded(corpus.encoded), 1, 1, default)
     with torch_threads(1):
         series = take_turns(contenders, seconds=seconds * len(contenders), rounds=rounds)
         found = searcher.search(corpus.queries, TOP_K, candidates=candidates)
@@ -160,11 +154,11 @@ def _together(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iter
     setting = f"{setting}, batches of {BATCH}, all threads"
     searcher = LocalSearcher(corpus.directories["fastscan"], device="cpu", verify=False)
     candidates = _fewest(corpus, searcher, BATCH_FLOOR)
-    default, threads = faiss_default_threshold(), os.cpu_count() or 1
+    default = faiss_default_threshold()
     contenders = {
-        "fastscan": _ours(searcher, corpus.queries, BATCH, candidates),
-        "IndexFlatIP": _theirs(corpus.flat.search, corpus.encoded, BATCH, threads, default),
-        "IndexFlatIP, BLAS forced": _theirs(corpus.flat.search, corpus.encoded, BATCH, threads, FORCED),
+        "fastscan": searching(searcher, corpus.queries, BATCH, candidates),
+        "IndexFlatIP": scanning(corpus.flat, corpus.encoded, BATCH, None, default),
+        "IndexFlatIP, BLAS forced": scanning(corpus.flat, corpus.encoded, BATCH, None, FORCED),
     }
     series = take_turns(contenders, seconds=seconds * len(contenders), rounds=rounds)
     for name, one in series.items():
@@ -285,40 +279,6 @@ def _seconds(tried: Quantised, queries: Vectors) -> float:
     started = time.perf_counter()
     tried.search(queries, TOP_K)
     return time.perf_counter() - started
-
-
-def _ours(searcher: LocalSearcher, queries: Gaussians, batch: int, candidates: int) -> Contender:
-    asked = itertools.cycle(list(queries[: len(queries) // batch * batch].chunks(batch)) or [queries])
-
-    def search() -> int:
-        searcher.search(next(asked), TOP_K, candidates=candidates)
-        return batch
-
-    return repeating(search)
-
-
-def _theirs(
-    search: Callable[[Vectors, int], object],
-    queries: Vectors,
-    batch: int,
-    threads: int = 1,
-    threshold: int | None = None,
-) -> Contender:
-    batches = [queries[first : first + batch] for first in range(0, len(queries) // batch * batch, batch)] or [queries]
-    asked = itertools.cycle(batches)
-
-    def one() -> int:
-        search(next(asked), TOP_K)
-        return batch
-
-    repeated = repeating(one)
-
-    def work_for(seconds: float) -> Turn:
-        faiss.omp_set_num_threads(threads)
-        with blas_threshold(threshold or faiss.cvar.distance_compute_blas_threshold):
-            return repeated(seconds)
-
-    return work_for
 
 
 _MEASURE_MEMORY = """

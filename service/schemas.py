@@ -20,6 +20,7 @@ from pydantic import (
 
 from index import Gaussians
 from index.errors import InvalidGaussiansError
+from index.manifest import MeasuredRecall
 
 __all__ = [
     "BatchSearchRequest",
@@ -205,22 +206,6 @@ class ReloadState(BaseModel):
     last_error: str | None
 
 
-class RecallBody(BaseModel):
-    """The share of the true `at` best documents that searches find, measured when the index was built.
-
-    `low` and `high` bound it with 95% confidence; `source` says whether real queries or documents were searched for.
-    """
-
-    at: int
-    recall: float
-    low: float
-    high: float
-    queries: int
-    source: Literal["queries", "documents"]
-    candidates: int
-    target: float
-
-
 class CodesBody(BaseModel):
     """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes."""
 
@@ -275,7 +260,7 @@ class IndexResponse(BaseModel):
     encoding: str
     kind: str
     reason: Annotated[str | None, Field(description="Why the kind is not the one that the build was asked for.")]
-    measured_recall: RecallBody | None
+    measured_recall: MeasuredRecall | None
     codes: CodesBody | None
     segments: int
     bytes: int

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -46,6 +47,25 @@ def assert_scores_are_exact(rankings: list[Ranking], exact: Array, ids: list[str
         assert len(set(ranking.ids)) == len(ranking.ids)
         np.testing.assert_allclose(ranking.scores, scores[[rows[name] for name in ranking.ids]], rtol=1e-6, atol=1e-12)
         assert np.all(np.diff(ranking.scores) <= 0)
+
+
+def stopped_build(
+    corpus: Path,
+    directory: IndexDirectory,
+    options: BuildOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    function: str,
+) -> None:
+    """Has a build end where it calls that function."""
+
+    def interrupts(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, interrupts)
+        with pytest.raises(KeyboardInterrupt):
+            build_index([corpus], directory, options)
 
 
 class Sample:
@@ -287,10 +307,7 @@ def test_a_codebook_that_was_not_whole_is_fitted_anew(
     tmp_path: Path, documents: Gaussians, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
-    with monkeypatch.context() as patch:
-        patch.setattr(index.build_codes, "_scan", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            build_index([corpus], directory, BuildOptions(kind=FASTSCAN))
+    stopped_build(corpus, directory, BuildOptions(kind=FASTSCAN), monkeypatch, index.build_codes, "_scan")
     (path,) = directory.codebooks.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -365,14 +382,8 @@ def test_an_interrupted_build_goes_on_to_the_same_index(
     whole, interrupted = IndexDirectory(tmp_path / "whole"), IndexDirectory(tmp_path / "interrupted")
     build_index([corpus], whole, options)
 
-    def interrupts(*_: object) -> None:
-        raise KeyboardInterrupt
-
     module = index.builder if stop == "require_recall" else index.build_codes
-    with monkeypatch.context() as patch:
-        patch.setattr(module, stop, interrupts)
-        with pytest.raises(KeyboardInterrupt):
-            build_index([corpus], interrupted, options)
+    stopped_build(corpus, interrupted, options, monkeypatch, module, stop)
     assert interrupted.live_generation() is None
     assert build_index([corpus], interrupted, options).resumed_documents == 2000
     unlike = {"created_at"}
@@ -384,10 +395,7 @@ def test_another_target_does_not_go_on_with_an_unfinished_build(
     tmp_path: Path, documents: Gaussians, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
-    with monkeypatch.context() as patch:
-        patch.setattr(index.build_codes, "_scan", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            build_index([corpus], directory, BuildOptions(kind=FASTSCAN))
+    stopped_build(corpus, directory, BuildOptions(kind=FASTSCAN), monkeypatch, index.build_codes, "_scan")
     with pytest.raises(BuildError, match="another target_recall"):
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, target_recall=0.9))
 

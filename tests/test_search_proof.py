@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import index.candidates
 import index.memory
 import index.scanning
 import index.searcher
@@ -144,7 +145,7 @@ def test_memory_is_bounded_however_many_candidates_are_rescored(
     documents = random_gaussians(500, 64)
     searcher = LocalSearcher(make_index(documents))
     expected = searcher.search(documents[:200], 500)
-    monkeypatch.setattr(index.searcher, "GATHERED_NUMBERS", 1 << 18)
+    monkeypatch.setattr(index.candidates, "GATHERED_NUMBERS", 1 << 18)
     everything = 200 * 500 * 2 * 64 * 4
     tracemalloc.start()
     try:

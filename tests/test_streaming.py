@@ -29,7 +29,7 @@ def test_the_best_are_found_and_nothing_else_can_be_better_than_the_ceiling(
     monkeypatch: pytest.MonkeyPatch, parts: int, threads: int | None, count: int
 ) -> None:
     monkeypatch.setattr(index.streaming, "BLOCK_ROWS", 16)
-    monkeypatch.setattr(index.streaming, "PIECE_ROWS", 50)
+    monkeypatch.setattr(index.streaming, "PART_ROWS", 50)
     documents, queries = random_gaussians(400, 5), random_gaussians(9, 5, seed=1)
     numbers, ceilings = scanner(documents, parts, threads).scan(queries, count)
     exact = exact_scores(queries, documents)
