@@ -21,12 +21,13 @@ class BuildOptions(BaseModel):
         IndexKind,
         Field(
             description="Index kind: flat scans every document's vector and is exact; fastscan scans codes "
-            "ten to forty times as small, and scores the best exactly."
+            "ten to forty times as small, ivf-fastscan those in the lists nearest to the query, hnsw walks a graph and "
+            "looks at some thousands of documents; these three score the best exactly."
         ),
     ] = IndexKind.FLAT
     target_recall: Annotated[
         float,
-        Field(gt=0, lt=1, description="Recall that fastscan's code length and candidates are chosen for."),
+        Field(gt=0, lt=1, description="Recall that all that decides it is chosen for, where the kind is not flat."),
     ] = 0.99
     recall_at: Annotated[
         int, Field(ge=1, le=1000, description="How many of the best documents that recall is about.")
@@ -34,8 +35,8 @@ class BuildOptions(BaseModel):
     queries: Annotated[
         Path | None,
         Field(
-            description="File of real queries for fastscan: half to fit, half to measure; the corpus's own documents "
-            "if not set. In any format and with the columns of the corpus."
+            description="File of real queries, half to fit and half to measure recall; the corpus's own documents if "
+            "not set. In any format and with the columns of the corpus."
         ),
     ] = None
     min_recall: Annotated[
@@ -46,12 +47,30 @@ class BuildOptions(BaseModel):
         Field(
             ge=1,
             le=256,
-            description="Bytes of a fastscan code; chosen if not set. No more are used than say something.",
+            description="Bytes of a document's code; chosen if not set. No more are used than say something.",
         ),
     ] = None
     candidates: Annotated[
         int | None,
-        Field(ge=1, description="Documents that fastscan hands to exact scoring; chosen if not set."),
+        Field(ge=1, description="Documents that a scan or a walk hands to exact scoring; chosen if not set."),
+    ] = None
+    hnsw_m: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=128,
+            description="Links of a document on each level of the graph of hnsw (M); twice as many on the lowest.",
+        ),
+    ] = 24
+    hnsw_ef_construction: Annotated[
+        int, Field(ge=4, le=4096, description="Documents that the links of hnsw are chosen of (efConstruction).")
+    ] = 120
+    lists: Annotated[
+        int | None,
+        Field(ge=1, le=1_000_000, description="Lists of ivf-fastscan; four for each root of the documents if not set."),
+    ] = None
+    nprobe: Annotated[
+        int | None, Field(ge=1, description="Lists that a query of ivf-fastscan looks into; chosen if not set.")
     ] = None
     encoding: Annotated[
         Encoding,

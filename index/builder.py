@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from index.build_codes import GivenQueries, NotReachedError, build_codes, read_queries, require_recall
+from index.build_approximate import build_approximate
 from index.build_encoding import FlatForm, NotEncodableError, SegmentForm, encode_segments
+from index.build_fit import Fitting, GivenQueries, NotReachedError, read_queries, require_recall
 from index.build_options import BuildOptions
 from index.build_reading import read_segments
 from index.documents import GaussianStore
@@ -173,16 +174,16 @@ class _Build:
         """Makes the segments what their kind of index scans, and says in the manifest's words what they have become."""
         encode = functools.partial(self._encode, staging, segments, standardisation)
         reason = None
-        if self.plan.kind is IndexKind.FASTSCAN:
+        if self.plan.kind is not IndexKind.FLAT:
             try:
-                return self._make_codes(staging, segments, standardisation, encode)
+                return self._make_approximate(staging, segments, standardisation, encode)
             except NotReachedError as error:
                 reason = f"asked for {self.plan.kind}, but {error}: flat instead, which is exact"
                 self.progress.phase(reason, None)
         flat = FlatForm(self.plan.encoding)
         return {"kind": IndexKind.FLAT, "encoding": flat.encoding, "segments": encode(flat), "reason": reason}
 
-    def _make_codes(
+    def _make_approximate(
         self,
         staging: Staging,
         segments: Sequence[ReadSegment],
@@ -198,7 +199,8 @@ class _Build:
         folders = [staging.folder(ordinal) for ordinal in range(len(segments))]
         store = GaussianStore([np.load(it / "gaussians.npy", mmap_mode="r", allow_pickle=False) for it in folders])
         try:
-            coded = build_codes(staging, store, standardisation, queries, encode, self.progress)
+            fitting = Fitting.of(staging, store, standardisation, queries, encode, self.progress)
+            coded = build_approximate(fitting, self.device)
         except InvalidGaussiansError as error:
             # A document that no vector holds is found, and named, by encoding all of them.
             encode(FlatForm(SCANNED))
@@ -279,7 +281,11 @@ def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPl
     """What decides the index that these options make of a corpus; `queries` is the digest of their file."""
     of_codes: dict[str, Any] = {}
     if options.kind is not IndexKind.FLAT:
-        names = ("target_recall", "recall_at", "code_bytes", "candidates")
+        names = ["target_recall", "recall_at", "code_bytes", "candidates"]
+        if options.kind is IndexKind.HNSW:
+            names += ["hnsw_m", "hnsw_ef_construction"]
+        if options.kind is IndexKind.IVF_FASTSCAN:
+            names += ["lists", "nprobe"]
         of_codes = {"queries": queries, **{name: getattr(options, name) for name in names}}
     return BuildPlan(
         corpus=corpus.digest(),

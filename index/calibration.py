@@ -24,7 +24,7 @@ from index.encoding import Standardisation
 from index.gaussians import Gaussians
 from index.streaming import StreamedScanner
 
-__all__ = ["Calibration", "HeldOut", "interval", "recalls"]
+__all__ = ["Calibration", "CandidateModel", "HeldOut", "interval", "recalls"]
 
 MARGIN = 10
 """Documents beyond those wanted that the float32 scan finds, of which float64 then chooses."""
@@ -34,9 +34,16 @@ DIGIT_SECONDS = 3.0e-11
 """What a scan takes for a digit of a document on one core, with registers of 256 bits, from memory."""
 CANDIDATE_SECONDS = 1.0e-6
 """And what exact scoring takes for a candidate at k = 128. Only the ratio of the two matters."""
+DIMENSIONS = (*range(32, 257, 16), 320, 384, 448, 512)
+VISITS, BREADTH = 28, 10
+"""Documents that a walk looks at for each that its breadth counts, and the breadth that it takes to find one, if not
+for the projection: both as measured at M = 24 and k = 128."""
+VISIT_SECONDS, NUMBER_SECONDS = 4.0e-8, 2.7e-10
+"""What it takes for a document, and for each of its numbers."""
 ROUNDING = 1.3
 """How much larger than the digits' error a scan's is taken to be: it rounds what it looks up to 8 bits. An allowance,
 not a measurement."""
+NOT_FOUND = np.iinfo(np.int64).max
 GRID = 32
 MODELLED_QUERIES = 32
 MODELLED_DOCUMENTS = 512
@@ -80,56 +87,20 @@ class Calibration:
         """How many of each query's best are known."""
         return int(self.best.shape[1])
 
-    def digits(self, energies: Floats, sample: Numbers, target: float, at: int, candidates: int | None = None) -> int:
-        """The number of digits with which searches for `at` documents take the shortest, at the recall `target`; the
-        fewest that reach it with so many `candidates`, if these are given.
-
-        energies: those of the projection (r,). sample: numbers (s,) of documents that stand for all.
-        """
+    def model(self, sample: Numbers) -> "CandidateModel":
+        """What predicts candidates from the error of scores; `sample` are numbers (s,) of documents that stand for
+        all."""
         step = max(1, len(self.best) // MODELLED_QUERIES)
         best = torch.from_numpy(self.scores[::step, :].copy())
         drawn = sample[:: max(1, len(sample) // MODELLED_DOCUMENTS)]
         modelled = self.held_out.gaussians[torch.arange(0, len(self.best), step)]
         others = torch.from_numpy(self._scorer.scores(modelled, np.tile(drawn, (len(best), 1))))
-        fastest, digits = math.inf, int(DIGITS[-1])
-        for choice in DIGITS:
-            left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
-            # Errors are larger for some queries than for others, and the model has one size for all: of what may be
-            # missed half is left to that.
-            needed = self._predicted(best, others, ROUNDING * left, (1 + target) / 2, at)
-            if needed is None or (candidates is not None and needed > candidates):
-                continue
-            seconds = DIGIT_SECONDS * choice * self.documents + CANDIDATE_SECONDS * (candidates or needed)
-            if seconds < fastest:
-                fastest, digits = seconds, choice
-        return digits
-
-    def _predicted(self, best: Tensor, rest: Tensor, left: float, target: float, at: int) -> float | None:
-        """The candidates that reach the target when a score's error has `left` of the scores' variance.
-
-        best (q, depth), rest (q, s): true scores of the best, and of a sample of all.
-        """
-        at = min(at, best.shape[1])
-        error = (left**0.5 * rest.std(dim=1)).clamp(min=1e-12)[:, None]
-        thresholds = best[:, at - 1 : at] + error * torch.linspace(2.0, -6.0, GRID, dtype=torch.float64)
-        found = torch.special.ndtr((best[:, :at, None] - thresholds[:, None]) / error[:, None]).mean(dim=1)
-        before = torch.special.ndtr((best[:, :, None] - thresholds[:, None]) / error[:, None]).sum(dim=1)
-        beyond = (rest < best[:, -1:])[:, :, None]
-        chances = torch.special.ndtr((rest[:, :, None] - thresholds[:, None]) / error[:, None])
-        before += (chances * beyond).sum(dim=1) * (self.documents / rest.shape[1])
-        for candidates in np.geomspace(at, MOST_CANDIDATES, 25).tolist():
-            reached = [
-                float(np.interp(candidates, expected, share))
-                for expected, share in zip(before.numpy(), found.numpy(), strict=True)
-            ]
-            if float(np.mean(reached)) >= target:
-                return float(candidates)
-        return None
+        return CandidateModel(best, others, self.documents)
 
     def ranks(self, found: Numbers) -> Numbers:
         """The place, from 0, of each of the best (b, depth) in what a scan found (b, c), not counting the query's own
-        document; c where it was not found."""
-        ranks = np.full(self.best.shape, found.shape[1], dtype=np.int64)
+        document; NOT_FOUND where it is not part of that."""
+        ranks = np.full(self.best.shape, NOT_FOUND, dtype=np.int64)
         for query, (best, its, own) in enumerate(zip(self.best, found, self.held_out.own, strict=True)):
             others = its[(its >= 0) & (its != own)]
             if len(others) == 0:
@@ -152,6 +123,73 @@ class Calibration:
         if last >= min(self.documents, MOST_CANDIDATES):
             return None
         return max(at, last + 1) + int(self.held_out.are_documents)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CandidateModel:
+    """The true scores of some queries: of their best documents, best (q, depth), and of a sample of all, rest (q, s),
+    that stands for so many `documents`."""
+
+    best: Tensor
+    rest: Tensor
+    documents: int
+
+    def digits(self, energies: Floats, target: float, at: int, candidates: int | None = None) -> int:
+        """The number of digits with which searches for `at` documents take the shortest, at the recall `target`; the
+        fewest that reach it with so many `candidates`, if these are given.
+
+        energies: those of the projection (r,).
+        """
+        fastest, digits = math.inf, int(DIGITS[-1])
+        for choice in DIGITS:
+            left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
+            needed = self.candidates(ROUNDING * left, target, at)
+            if needed is None or (candidates is not None and needed > candidates):
+                continue
+            seconds = DIGIT_SECONDS * choice * self.documents + CANDIDATE_SECONDS * (candidates or needed)
+            if seconds < fastest:
+                fastest, digits = seconds, choice
+        return digits
+
+    def dimensions(self, energies: Floats, target: float, at: int) -> int:
+        """The number of projected dimensions with which walks of a graph for `at` documents take the shortest, at the
+        recall `target`."""
+        fastest, dimensions = math.inf, int(DIMENSIONS[-1])
+        for choice in DIMENSIONS:
+            left = float(energies[choice:].sum() / (energies.sum() or 1.0))
+            needed = self.candidates(left, target, at)
+            if needed is None:
+                continue
+            visits = VISITS * max(needed, BREADTH * at)
+            seconds = visits * (VISIT_SECONDS + choice * NUMBER_SECONDS) + CANDIDATE_SECONDS * needed
+            if seconds < fastest:
+                fastest, dimensions = seconds, choice
+        return dimensions
+
+    def candidates(self, left: float, target: float, at: int) -> float | None:
+        """The candidates that reach the target when a score's error has `left` of the scores' variance; None where
+        MOST_CANDIDATES do not.
+
+        Errors are larger for some queries than for others, and the model has one size for all: of what may be missed
+        half is left to that.
+        """
+        target = (1 + target) / 2
+        at = min(at, self.best.shape[1])
+        error = (left**0.5 * self.rest.std(dim=1)).clamp(min=1e-12)[:, None]
+        thresholds = self.best[:, at - 1 : at] + error * torch.linspace(2.0, -6.0, GRID, dtype=torch.float64)
+        found = torch.special.ndtr((self.best[:, :at, None] - thresholds[:, None]) / error[:, None]).mean(dim=1)
+        before = torch.special.ndtr((self.best[:, :, None] - thresholds[:, None]) / error[:, None]).sum(dim=1)
+        beyond = (self.rest < self.best[:, -1:])[:, :, None]
+        chances = torch.special.ndtr((self.rest[:, :, None] - thresholds[:, None]) / error[:, None])
+        before += (chances * beyond).sum(dim=1) * (self.documents / self.rest.shape[1])
+        for candidates in np.geomspace(at, MOST_CANDIDATES, 25).tolist():
+            reached = [
+                float(np.interp(candidates, expected, share))
+                for expected, share in zip(before.numpy(), found.numpy(), strict=True)
+            ]
+            if float(np.mean(reached)) >= target:
+                return float(candidates)
+        return None
 
 
 def recalls(ranks: Numbers, candidates: int, at: int) -> Floats:

@@ -7,26 +7,55 @@ looking at ten thousand of them.
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from index.codebook import Codebook, Vectors
 from index.codes import CodeIndex, Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import Standardisation, encode_queries
+from index.encoding import Standardisation, fold_queries
 from index.gaussians import Gaussians
-from index.scanning import SCANNED
 from index.vectors import one_thread, set_threads
 
-__all__ = ["CodeScanner"]
+__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "weighed"]
 
 SHARD_BYTES = 1 << 20
 """The fewest bytes of codes that a shard is worth a thread for: what a core scans in a tenth of a millisecond."""
 
 
+class ApproximateScanner(Protocol):
+    """Finds candidates for exact scoring. Safe to call from several threads."""
+
+    def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
+        """About the `count` likeliest documents of each query, likeliest first: numbers (b, c), c <= count.
+
+        -1 stands where there is none: FAISS finds no document whose looked-up values are all the least, and a query
+        that float32 cannot hold once it is projected finds nothing. `nprobe` is for documents in lists: how many of
+        these a query looks into, all if not set.
+        """
+
+
+class QueryCoder(Protocol):
+    """What of a codebook a search needs."""
+
+    def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
+        """Folded query vectors (b, w) as a scan takes them, infinite where float32 cannot hold them."""
+
+
+def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+    """Folded queries (b, w) laid out for a scan, and which of them (b,) float32 cannot hold so; these are 0 there."""
+    with torch_on_one_core():
+        weights = coder.weigh(vectors)
+    unusable = np.asarray(~np.isfinite(weights).all(axis=1))
+    weights[unusable] = 0.0
+    return weights, unusable
+
+
 class CodeScanner:
-    """Codes (n, M/2) of one codebook, cut into a shard per thread. Safe to call from several threads."""
+    """Codes (n, M/2) of one codebook, cut into a shard per thread: an ApproximateScanner."""
 
     def __init__(
         self, codes: Sequence[Codes], codebook: Codebook, standardisation: Standardisation, threads: int | None
@@ -40,18 +69,9 @@ class CodeScanner:
         ]
         self._pool = ThreadPoolExecutor(max(1, shards - 1), "gaussearch-scan", initializer=set_threads, initargs=(1,))
 
-    def scan(self, queries: Gaussians, count: int) -> Numbers:
-        """About the `count` likeliest documents of each query, likeliest first: numbers (b, c), c <= count.
-
-        -1 stands where there is none: FAISS finds no document whose looked-up values are all the least, and a query
-        that float32 cannot hold once it is projected finds nothing. Raises InvalidGaussiansError naming the query whose
-        vector float32 cannot hold.
-        """
-        with torch_on_one_core():
-            vectors = encode_queries(queries.to("cpu"), SCANNED, self._standardisation)
-            weights = self._codebook.weigh(vectors)
-        unusable = ~np.isfinite(weights).all(axis=1)
-        weights[unusable] = 0.0
+    def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
+        """As ApproximateScanner."""
+        weights, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
         numbers = self._search(weights, count)
         numbers[unusable] = -1
         return numbers

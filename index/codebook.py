@@ -6,6 +6,7 @@ scanned as one.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -16,7 +17,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from index.allocation import GROUP, Allocation
-from index.codes import Centroids, Codes, nearest_digits, quantiser_levels, train_centroids
+from index.codes import (
+    Centroids,
+    Codes,
+    nearest_digits,
+    quantiser_levels,
+    read_codes,
+    train_centroids,
+    write_codes,
+)
+from index.manifest import FileEntry
 from index.projection import Projection
 
 __all__ = ["Codebook", "Vectors"]
@@ -64,9 +74,14 @@ class Codebook:
         return codebook
 
     @property
-    def digits(self) -> int:
-        """M."""
-        return len(self.centroids)
+    def width(self) -> int:
+        """w."""
+        return len(self.center)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a code: M/2."""
+        return len(self.centroids) // 2
 
     @property
     def dimensions(self) -> int:
@@ -79,10 +94,18 @@ class Codebook:
         _leave_rest(points, self.centroids, self.double)
         return nearest_digits(points, self.centroids)
 
-    def weigh(self, vectors: Tensor) -> Vectors:
+    def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
         """Folded query vectors (b, w) laid out for a scan: (b, M * GROUP), infinite where float32 cannot hold them."""
         # By torch, which the caller can keep to one core: NumPy's threads go on spinning on the others for a while.
-        return self._laid_out((vectors.double() @ torch.from_numpy(self.queries)).numpy())
+        return self._laid_out((torch.from_numpy(vectors) @ torch.from_numpy(self.queries)).numpy())
+
+    def write(self, path: Path, codes: Codes) -> FileEntry:
+        """Writes codes of this codebook."""
+        return write_codes(path, codes, self.centroids)
+
+    def read(self, path: Path, documents: int) -> Codes:
+        """Reads what `write` wrote; raises CorruptIndexError for anything else."""
+        return read_codes(path, documents, self.centroids)
 
     def to_bytes(self) -> bytes:
         """The codebook as a safetensors file."""

@@ -64,7 +64,7 @@ def train_centroids(points: npt.NDArray[np.float32], seed: int) -> Centroids:
 
 def nearest_digits(points: npt.NDArray[np.float32], centroids: Centroids) -> Codes:
     """The codes of points (n, M * GROUP): for each digit, the centroid that is nearest."""
-    return np.asarray(_quantiser(centroids).compute_codes(points), dtype=np.uint8)
+    return np.asarray(product_quantiser(centroids).compute_codes(points), dtype=np.uint8)
 
 
 def write_codes(path: Path, codes: Codes, centroids: Centroids) -> FileEntry:
@@ -110,7 +110,8 @@ class CodeIndex:
         return scores, rows
 
 
-def _quantiser(centroids: Centroids) -> Any:
+def product_quantiser(centroids: Centroids) -> Any:
+    """FAISS's quantiser of these centroids."""
     quantiser: Any = faiss.ProductQuantizer(len(centroids) * GROUP, len(centroids), 4)
     faiss.copy_array_to_vector(np.ascontiguousarray(centroids, dtype=np.float32).ravel(), quantiser.centroids)
     return quantiser
@@ -118,7 +119,7 @@ def _quantiser(centroids: Centroids) -> Any:
 
 def _index(codes: Codes, centroids: Centroids) -> Any:
     index: Any = faiss.IndexPQ(len(centroids) * GROUP, len(centroids), 4, faiss.METRIC_INNER_PRODUCT)
-    index.pq = _quantiser(centroids)
+    index.pq = product_quantiser(centroids)
     faiss.copy_array_to_vector(np.ascontiguousarray(codes).ravel(), index.codes)
     index.ntotal, index.is_trained = len(codes), True
     return index

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -40,6 +41,7 @@ __all__ = [
     "encode_documents",
     "encode_queries",
     "fold_documents",
+    "fold_queries",
     "inner_product_error",
     "negative_kl",
     "query_constant",
@@ -207,6 +209,24 @@ def encode_queries(
 ) -> Tensor:
     """Query vectors (n, d); everything else as `encode_documents`."""
     return _encode(queries, encoding, standardisation, out, _write_queries)
+
+
+def fold_queries(queries: Gaussians, standardisation: Standardisation) -> npt.NDArray[np.float64]:
+    """Folded query vectors (b, 2k+1) in float64 on the CPU, unrounded and unchecked: infinite where that cannot hold
+    them.
+
+    What `encode_queries` gives, by a few operations of NumPy, which take a fifth of torch's time for a query alone.
+    """
+    shift, scale, queries = standardisation.shift.numpy(), standardisation.scale.numpy(), queries.to("cpu")
+    vectors = np.empty((len(queries), 2 * queries.k + 1))
+    vectors[:, 0] = 1.0
+    squares, means = vectors[:, 1 : queries.k + 1], vectors[:, queries.k + 1 :]
+    with np.errstate(over="ignore"):
+        np.subtract(queries.means.numpy(), shift, out=means)
+        means /= scale
+        np.divide(queries.variances.numpy(), scale * scale, out=squares)
+        squares += means * means
+    return vectors
 
 
 def query_constant(queries: Gaussians, standardisation: Standardisation | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """What the service sees of an index, wherever and however it is searched: `Searcher`, and the `Ranking` it gives."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from index.manifest import Manifest
 from index.rescoring import Explanation
 from index.streaming import Stop
 
-__all__ = ["Ranking", "Scores", "Searcher", "Stop"]
+__all__ = ["Effort", "Ranking", "Scores", "Searcher", "Stop"]
 
 Scores = npt.NDArray[np.float64]
 
@@ -40,6 +40,13 @@ class Ranking:
         return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep])
 
 
+class Effort(NamedTuple):
+    """How much an approximate search looks at: documents scored exactly, and lists, where there are any."""
+
+    candidates: int
+    nprobe: int | None
+
+
 class Searcher(Protocol):
     """What the service needs of an index, be it local or not."""
 
@@ -61,13 +68,17 @@ class Searcher(Protocol):
         top_k: int,
         *,
         candidates: int | None = None,
+        nprobe: int | None = None,
         exact: bool = False,
         stop: Stop | None = None,
     ) -> list[Ranking]:
         """The top_k documents of each query; SearchStoppedError once `stop` says so."""
 
-    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
-        """How many candidates a search takes that is not exact; None where that changes no result."""
+    def effort_for(self, top_k: int, candidates: int | None, nprobe: int | None) -> Effort | None:
+        """What a search takes that is not exact, where a request asks for this or leaves it open; None where all are.
+
+        Raises InvalidOptionError for an nprobe where documents are in no lists.
+        """
 
     def document(self, document_id: str) -> Document:
         """A document by its id."""

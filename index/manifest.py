@@ -7,6 +7,7 @@ each file of the segment.
 
 import math
 from enum import StrEnum
+from types import NoneType
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
@@ -19,7 +20,9 @@ __all__ = [
     "FORMAT_VERSION",
     "CodesRecord",
     "FileEntry",
+    "GraphRecord",
     "IndexKind",
+    "ListsRecord",
     "Manifest",
     "MeasuredRecall",
     "SegmentEntry",
@@ -41,6 +44,8 @@ class IndexKind(StrEnum):
 
     FLAT = "flat"
     FASTSCAN = "fastscan"
+    HNSW = "hnsw"
+    IVF_FASTSCAN = "ivf-fastscan"
 
 
 class _Strict(BaseModel):
@@ -116,32 +121,77 @@ class SourceRecord(_Strict):
     rejected: NonNegativeInt
 
 
+class GraphRecord(_Strict):
+    """The graph over an index's documents, in the order of its segments.
+
+    `name` is that of its file in structures/. `links` and `construction` are what it was built with (M and
+    efConstruction of HNSW). A walk is as broad as `breadth` times the candidates that it is to find (efSearch).
+    """
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.faiss$")]
+    file: FileEntry
+    links: PositiveInt
+    construction: PositiveInt
+    breadth: Annotated[FiniteFloat, Field(ge=1)]
+
+
+Pairs = Annotated[list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+
+
+class ListsRecord(_Strict):
+    """The lists that an index's documents are in, in the order of its segments.
+
+    `name` is that of their file in structures/, `lists` how many there are. `nprobe` pairs a top_k with how many of
+    them a query looks into, both ascending.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors$")]
+    file: FileEntry
+    lists: PositiveInt
+    nprobe: Pairs
+
+    def nprobe_for(self, top_k: int) -> int:
+        """How many lists a search for top_k documents looks into."""
+        return min(self.lists, _between(self.nprobe, top_k))
+
+
 class CodesRecord(_Strict):
     """What the codes of an index are scanned with.
 
-    `codebook` is the name of its file in codebooks/, `dimensions` how many projected ones the digits of a code say
-    something about. `candidates` pairs a top_k with how many documents the scan hands to exact scoring for it, both
-    ascending.
+    `codebook` is the name of its file in codebooks/, `dimensions` how many projected ones a code says something about.
+    `candidates` pairs a top_k with how many documents the scan hands to exact scoring for it, both ascending. With a
+    `graph`, codes are not scanned but met on a walk; with `lists`, those of some lists are scanned.
     """
 
     codebook: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors$")]
     file: FileEntry
-    digits: Annotated[int, Field(gt=0, multiple_of=2)]
+    code_bytes: PositiveInt
     dimensions: PositiveInt
-    candidates: Annotated[list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    candidates: Pairs
+    graph: GraphRecord | None = None
+    lists: ListsRecord | None = None
 
     def candidates_for(self, top_k: int) -> int:
-        """How many candidates a search for top_k documents takes: as measured, geometrically in between, in proportion
-        beyond."""
-        (first, fewest), (last, most) = self.candidates[0], self.candidates[-1]
-        if top_k <= first:
-            return fewest
-        if top_k >= last:
-            return max(top_k, math.ceil(most * top_k / last))
-        measured, candidates = zip(*self.candidates, strict=True)
-        power = np.interp(math.log(top_k), np.log(measured), np.log(candidates))
-        # Not one more for a rounding.
-        return max(top_k, math.ceil(math.exp(power) * (1 - 1e-9)))
+        """How many candidates a search for top_k documents takes."""
+        return max(top_k, _between(self.candidates, top_k))
+
+    @property
+    def structure(self) -> GraphRecord | ListsRecord | None:
+        """What makes it unnecessary to look at all documents, if anything does."""
+        return self.graph or self.lists
+
+
+def _between(pairs: list[list[int]], top_k: int) -> int:
+    """What goes with top_k: as measured, geometrically in between, in proportion beyond."""
+    (first, least), (last, most) = pairs[0], pairs[-1]
+    if top_k <= first:
+        return least
+    if top_k >= last:
+        return math.ceil(most * top_k / last)
+    measured, values = zip(*pairs, strict=True)
+    power = np.interp(math.log(top_k), np.log(measured), np.log(values))
+    # Not one more for a rounding.
+    return math.ceil(math.exp(power) * (1 - 1e-9))
 
 
 class MeasuredRecall(_Strict):
@@ -198,4 +248,8 @@ class Manifest(_Strict):
             (self.codes is None) != (self.measured_recall is None)
         ):
             raise ValueError(f"kind is {self.kind}, which does not go with its codes and measured_recall")
+        structure = self.codes.structure if self.codes is not None else None
+        needed = {IndexKind.HNSW: GraphRecord, IndexKind.IVF_FASTSCAN: ListsRecord}.get(self.kind, NoneType)
+        if not isinstance(structure, needed):
+            raise ValueError(f"kind is {self.kind}, which does not go with its codes' graph or lists")
         return self

@@ -40,7 +40,12 @@ def require_memory(manifest: Manifest, path: Path, device: torch.device, *, copi
     needed = 4 * SCANNED.width(manifest.k) * manifest.documents
     if manifest.codes is not None:
         # As read, together, and laid out for the scan.
-        needed, device = 3 * manifest.codes.digits // 2 * manifest.documents, torch.device("cpu")
+        needed, device = 3 * manifest.codes.code_bytes * manifest.documents, torch.device("cpu")
+        if manifest.codes.graph is not None:
+            needed += manifest.codes.graph.file.bytes
+        elif manifest.codes.lists is not None:
+            # The number of each, in its list and in those that are laid out for the scan, and its list.
+            needed += 24 * manifest.documents
     elif device.type == "cpu" and manifest.encoding is not SCANNED:
         needed += 4 * manifest.encoding.width(manifest.k) * max(segment.documents for segment in manifest.segments)
     needed *= copies

@@ -13,9 +13,9 @@
 
 So results equal float64 brute force always, not nearly always; equal scores rank by id.
 
-An index of kind fastscan scans codes instead (index.code_scanning) and scores more candidates, and there is no third
-step: scores are exact, and what is found is what the index's measured recall says. Asked for `exact`, it takes the
-three steps above, with documents encoded as they pass (index.streaming).
+An index of another kind than flat scans codes instead, or walks a graph (index.approximate), and scores more
+candidates, and there is no third step: scores are exact, and what is found is what the index's measured recall says.
+Asked for `exact`, it takes the three steps above, with documents encoded as they pass (index.streaming).
 """
 
 from typing import Any
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from index.approximate import open_approximate
 from index.candidates import CandidateScorer, in_float64
-from index.code_scanning import CodeScanner
-from index.codes import read_codes
+from index.code_scanning import ApproximateScanner
 from index.cores import available_cores
 from index.documents import Document, DocumentStore, Numbers
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
-from index.interface import Ranking, Scores, Stop
+from index.interface import Effort, Ranking, Scores, Stop
 from index.memory import require_memory
 from index.rescoring import Explanation, explain, negative_kl
 from index.scanning import Scanner
@@ -73,16 +73,14 @@ class LocalSearcher:
         segments = directory.open_segments(self.manifest, verify=verify)
         self._store = DocumentStore(segments)
         self._scorer = CandidateScorer(self._store, threads or available_cores())
-        self._codes: CodeScanner | None = None
+        self._codes: ApproximateScanner | None = None
         self._scanner: Scanner | StreamedScanner
         if self.manifest.codes is None:
             self._scanner = Scanner(self.manifest, segments, resolved, threads)
         else:
-            codebook = directory.codebook(self.manifest.codes)
-            codes = [read_codes(segment.vectors_file, len(segment), codebook.centroids) for segment in segments]
             standardisation = self.manifest.standardisation.restore()
             max_norm = max(segment.manifest.max_norm for segment in segments)
-            self._codes = CodeScanner(codes, codebook, standardisation, threads)
+            self._codes = open_approximate(directory, self.manifest.codes, segments, standardisation, threads, verify)
             self._scanner = StreamedScanner(self._store, standardisation, max_norm, threads)
 
     def __len__(self) -> int:
@@ -99,6 +97,7 @@ class LocalSearcher:
         top_k: int,
         *,
         candidates: int | None = None,
+        nprobe: int | None = None,
         exact: bool = False,
         stop: Stop | None = None,
     ) -> list[Ranking]:
@@ -106,23 +105,36 @@ class LocalSearcher:
 
         queries: (b, k) of any floating dtype, on any device. `candidates` sets how many documents the first scan hands
         to rescoring. Where a search is exact, because the index is flat or `exact` is set, that changes the time taken,
-        never the results; else it is what recall depends on. Scores are exact always.
+        never the results; else it is what recall depends on, with `nprobe`, the number of lists that are scanned, where
+        documents are in lists. Scores are exact always.
 
-        Raises InvalidOptionError for top_k or candidates below 1, InvalidGaussiansError for another k or a query that
-        float32 cannot hold, and SearchStoppedError where `stop` says so during a scan that can take seconds.
+        Raises InvalidOptionError for top_k, candidates or nprobe below 1 and for nprobe where there are no lists,
+        InvalidGaussiansError for another k or a query that float32 cannot hold, and SearchStoppedError where `stop`
+        says so during a scan that can take seconds.
         """
         top_k = self._checked(queries, top_k)
         if candidates is not None and candidates < 1:
             raise InvalidOptionError(f"candidates is {candidates}; it must be at least 1")
-        if self._codes is not None and not exact:
-            return self._search_codes(self._codes, queries, top_k, candidates, stop)
+        effort = self.effort_for(top_k, candidates, nprobe)
+        if self._codes is not None and effort is not None and not exact:
+            return self._search_codes(self._codes, queries, top_k, effort, stop)
         return self._search_exactly(queries, top_k, candidates, stop)
 
-    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
-        """How many candidates a search takes that is not exact; None where that changes no result."""
-        if self.manifest.codes is None:
+    def effort_for(self, top_k: int, candidates: int | None, nprobe: int | None) -> Effort | None:
+        """What a search takes that is not exact, where a request asks for this or leaves it open; None where all are.
+
+        Raises InvalidOptionError for an nprobe below 1, or where documents are in no lists.
+        """
+        codes = self.manifest.codes
+        lists = codes.lists if codes is not None else None
+        if nprobe is not None and lists is None:
+            raise InvalidOptionError(f"nprobe is {nprobe}, but an index of kind {self.manifest.kind} has no lists")
+        if nprobe is not None and nprobe < 1:
+            raise InvalidOptionError(f"nprobe is {nprobe}; it must be at least 1")
+        if codes is None:
             return None
-        return min(max(top_k, candidates or self.manifest.codes.candidates_for(top_k)), len(self))
+        taken = min(max(top_k, candidates or codes.candidates_for(top_k)), len(self))
+        return Effort(taken, None if lists is None else min(nprobe or lists.nprobe_for(top_k), lists.lists))
 
     def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
         """The same results by scoring every document in float64, without FAISS: the slow path, and the reference."""
@@ -156,18 +168,18 @@ class LocalSearcher:
         return min(top_k, len(self))
 
     def _search_codes(
-        self, codes: CodeScanner, queries: Gaussians, top_k: int, candidates: int | None, stop: Stop | None
+        self, codes: ApproximateScanner, queries: Gaussians, top_k: int, effort: Effort, stop: Stop | None
     ) -> list[Ranking]:
         """Scans codes and scores the candidates exactly: what is not a candidate is not found.
 
         Exactly, too, for queries of which the scan makes so little that it finds fewer documents than are wanted.
         """
-        documents = np.sort(codes.scan(queries, self.candidates_for(top_k, candidates) or top_k), axis=1)
+        documents = np.sort(codes.scan(queries, effort.candidates, effort.nprobe), axis=1)
         too_few = (documents >= 0).sum(axis=1) < top_k
         if not too_few.any():
             return self._rank(documents, self._scorer.scores(queries, documents), top_k)
         lost, rest = np.flatnonzero(too_few), np.flatnonzero(~too_few)
-        exact = self._search_exactly(queries[torch.from_numpy(lost)], top_k, candidates, stop)
+        exact = self._search_exactly(queries[torch.from_numpy(lost)], top_k, None, stop)
         scores = self._scorer.scores(queries[torch.from_numpy(rest)], documents[rest])
         rankings = dict(zip(lost.tolist(), exact, strict=True))
         rankings |= zip(rest.tolist(), self._rank(documents[rest], scores, top_k), strict=True)

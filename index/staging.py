@@ -43,6 +43,10 @@ class BuildPlan(BaseModel):
     queries: str | None = None
     code_bytes: int | None = None
     candidates: int | None = None
+    hnsw_m: int | None = None
+    hnsw_ef_construction: int | None = None
+    lists: int | None = None
+    nprobe: int | None = None
 
     @property
     def id(self) -> str:

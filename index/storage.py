@@ -4,6 +4,7 @@
       CURRENT                     name and checksum of the live manifest; replaced atomically
       manifests/00000007.json     one generation, immutable (index.manifest.Manifest)
       codebooks/<id>.safetensors  what the codes of a generation mean (index.codebook); immutable, like segments
+      structures/<id>.*           the graph over the documents of a generation, or their lists; immutable
       segments/<id>/              immutable once a manifest names it (index.segments)
       staging/                    what an unfinished build has done (index.staging); never read by a searcher
       .lock                       held by the one process that writes
@@ -19,19 +20,21 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from index.codebook import Codebook
-from index.durable import checksum, sync, write_atomically
+from index.durable import checksum, measure, sync, write_atomically
 from index.errors import (
     CorruptIndexError,
     IndexLockedError,
     IndexNotFoundError,
     UnsupportedFormatError,
 )
-from index.manifest import FORMAT_VERSION, CodesRecord, Manifest, SegmentEntry
+from index.manifest import FORMAT_VERSION, CodesRecord, GraphRecord, ListsRecord, Manifest, SegmentEntry
+from index.scalar_codebook import ScalarCodebook
 from index.segments import Segment, open_segment, verify_segment
 
 __all__ = ["IndexDirectory"]
@@ -40,8 +43,11 @@ _CURRENT = re.compile(r"(?P<name>(?P<generation>[0-9]{8})\.json) (?P<checksum>[0
 _SEGMENT = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}")
 # Also one that a killed build had not finished.
 _CODEBOOK = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors(\.tmp)?")
+_STRUCTURE = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.(faiss|safetensors)(\.tmp)?")
 _MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
+
+AnyCodebook = TypeVar("AnyCodebook", Codebook, ScalarCodebook)
 
 
 class IndexDirectory:
@@ -53,6 +59,7 @@ class IndexDirectory:
         self.manifests = self.path / "manifests"
         self.segments = self.path / "segments"
         self.codebooks = self.path / "codebooks"
+        self.structures = self.path / "structures"
         self.staging = self.path / "staging"
 
     @property
@@ -94,16 +101,28 @@ class IndexDirectory:
             raise CorruptIndexError(f"{path} does not match the checksum in {self.current_file}")
         return _parse_manifest(path, data)
 
-    def codebook(self, codes: CodesRecord) -> Codebook:
+    def codebook(self, codes: CodesRecord, kind: type[AnyCodebook]) -> AnyCodebook:
         """The codebook of a generation; raises CorruptIndexError naming the file that is missing or differs."""
         path = self.codebooks / codes.codebook
         data = _read(path)
         if checksum(data) != codes.file.blake3:
             raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
         try:
-            return Codebook.from_bytes(data)
+            return kind.from_bytes(data)
         except ValueError as error:
             raise CorruptIndexError(f"{path}: {error}") from error
+
+    def structure(self, record: GraphRecord | ListsRecord, *, verify: bool) -> Path:
+        """Where the graph or the lists of a generation lie; raises CorruptIndexError where the file is missing or
+        differs, of which without `verify` only the size is looked at."""
+        path = self.structures / record.name
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
+            raise CorruptIndexError(f"{path} is missing") from error
+        if size != record.file.bytes or (verify and measure(path) != record.file):
+            raise CorruptIndexError(f"{path} does not match its size and checksum in the index's manifest")
+        return path
 
     def open_segments(self, manifest: Manifest, *, verify: bool = True) -> list[Segment]:
         """Memory-maps the segments of a generation, in its order; with `verify`, reads and checks every byte first.
@@ -134,7 +153,12 @@ class IndexDirectory:
             verify_segment(self.segments / entry.id, entry)
         self.open_segments(manifest, verify=False)
         if manifest.codes is not None:
-            self.codebook(manifest.codes)
+            if manifest.codes.graph is None:
+                self.codebook(manifest.codes, Codebook)
+            else:
+                self.codebook(manifest.codes, ScalarCodebook)
+            if manifest.codes.structure is not None:
+                self.structure(manifest.codes.structure, verify=True)
         return manifest
 
     @contextlib.contextmanager
@@ -170,6 +194,8 @@ class IndexDirectory:
         sync(self.segments)
         if manifest.codes is not None:
             sync(self.codebooks)
+            if manifest.codes.structure is not None:
+                sync(self.structures)
         sync(self.path)
         data = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = f"{manifest.generation:08d}.json"
@@ -194,14 +220,20 @@ class IndexDirectory:
             # What it needs is not known, and another release may be able to read it.
             return
         needed = {entry.id for generation in generations for entry in generation.segments}
-        codebooks = {generation.codes.codebook for generation in generations if generation.codes is not None}
-        for file in self.codebooks.iterdir() if self.codebooks.exists() else ():
-            if file.name not in codebooks and _CODEBOOK.fullmatch(file.name):
-                file.unlink()
+        codes = [generation.codes for generation in generations if generation.codes is not None]
+        _remove_others(self.codebooks, _CODEBOOK, {each.codebook for each in codes})
+        _remove_others(self.structures, _STRUCTURE, {each.structure.name for each in codes if each.structure})
         for folder in self.segments.glob("*"):
             # What is not called like a segment is not ours; what cannot be removed now is tried again next time.
             if folder.name not in needed and _SEGMENT.fullmatch(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_others(folder: Path, ours: re.Pattern[str], needed: set[str]) -> None:
+    """Removes the files of a folder that are called like ours and are not needed."""
+    for file in folder.iterdir() if folder.exists() else ():
+        if file.name not in needed and ours.fullmatch(file.name):
+            file.unlink()
 
 
 def _read(path: Path) -> bytes:

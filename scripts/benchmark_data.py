@@ -1,8 +1,8 @@
 """The corpora of the benchmark: a source, by default the carried sample, or a larger one made from it.
 
-A larger corpus draws the source's documents with replacement and perturbs them: means by noise of half the source's
-deviation in that dimension, variances by a log-normal factor of 0.2. It is made in chunks, from one seed, so its size
-is not bounded by memory and every run sees the same numbers.
+A corpus of another size is a sample of a mixture fitted to the source's documents (benchmark_mixture), and so are the
+queries about it, of one fitted to the source's queries. It is made in chunks, from one seed, so its size is not bounded
+by memory and every run sees the same numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmark_mixture import Mixture
 
 from index import Corpus, Gaussians
 
 SAMPLE = Path(__file__).resolve().parent.parent / "sample" / "wordnet"
 SEED = 2023
 CHUNK_ROWS = 1 << 14
-MEAN_NOISE = 0.5
-VARIANCE_NOISE = 0.2
 
 Vectors = npt.NDArray[np.float32]
 
@@ -69,19 +68,23 @@ class Data:
     def chunks(self, documents: int) -> Iterator[Chunk]:
         """A corpus of that size in chunks: the source itself where it has that size."""
         rng = np.random.default_rng(SEED)
-        deviation = self.means.std(axis=0) * np.float32(MEAN_NOISE)
+        mixture = None if documents == len(self) else Mixture.fit(self.means, self.variances)
         for first in range(0, documents, CHUNK_ROWS):
             count = min(CHUNK_ROWS, documents - first)
             ids = [f"d{row}" for row in range(first, first + count)]
-            if documents == len(self):
-                rows = np.arange(first, first + count)
+            rows = np.arange(first, first + count) % len(self)
+            if mixture is None:
                 means, variances = self.means[rows], self.variances[rows]
             else:
-                rows = rng.integers(len(self), size=count)
-                noise = rng.standard_normal((2, count, self.k), dtype=np.float32)
-                means = self.means[rows] + deviation * noise[0]
-                variances = self.variances[rows] * np.exp(np.float32(VARIANCE_NOISE) * noise[1])
+                means, variances = mixture.sample(count, rng)
             yield Chunk(ids, means, variances, [self.texts[row] for row in rows.tolist()])
+
+    def queries_about(self, documents: int, count: int) -> Gaussians:
+        """Queries about a corpus of that size: the source's own, or `count` that are like them."""
+        if documents == len(self):
+            return self.queries
+        mixture = Mixture.fit(self.queries.means.numpy(), self.queries.variances.numpy())
+        return Gaussians.from_arrays(*mixture.sample(count, np.random.default_rng(SEED)))
 
     def arrays(self, documents: int) -> tuple[list[str], Vectors, Vectors]:
         """The ids, means and variances of such a corpus, in memory."""

@@ -140,7 +140,7 @@ def _alone(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterato
         yield Figure.of("kinds", setting, "recall@10 of FAISS's best", quantised.recall, "share")
         over_best = ours.over(series[quantised.name])
         yield Figure.of("kinds", setting, "fastscan over FAISS's best", over_best, "ratio", at_least=2.0)
-        share = codes.digits / quantised.digits
+        share = 2 * codes.code_bytes / quantised.digits
         yield Figure.of("kinds", setting, "bytes of a code over FAISS's best's", share, "ratio", at_most=1 / 3)
     of_rescoring = 1 - 1 / series["fastscan, 10 candidates"].over(ours).median
     yield Figure.of(
@@ -172,7 +172,7 @@ def _sizes(corpus: Corpus, setting: str) -> Iterator[Figure]:
     """Bytes scanned, and memory that a process takes to search."""
     manifest = corpus.directories["fastscan"].manifest()
     if manifest.codes is not None:
-        scanned = 2.0 * corpus.flat.d * 4 / manifest.codes.digits
+        scanned = 4.0 * corpus.flat.d / manifest.codes.code_bytes
         yield Figure.of("kinds", setting, "bytes scanned, IndexFlatIP over fastscan", scanned, "ratio", at_least=20.0)
     taken = {kind: _memory(directory) for kind, directory in corpus.directories.items()}
     for kind, size in taken.items():

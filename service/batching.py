@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from index import GaussearchError, Gaussians, Ranking, Searcher
+from index import Effort, GaussearchError, Gaussians, Ranking, Searcher
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
 
@@ -60,6 +60,7 @@ class _Job:
     queries: Gaussians
     top_k: int
     candidates: int | None
+    nprobe: int | None
     exact: bool
     with_payload: bool
     deadline: float
@@ -130,6 +131,7 @@ class Batcher:
         candidates: int | None,
         deadline: float,
         *,
+        nprobe: int | None = None,
         exact: bool = False,
         with_payload: bool = False,
     ) -> "asyncio.Future[Found]":
@@ -139,7 +141,7 @@ class Batcher:
         it is empty, and NotReadyError once the batcher is closing or its thread has died. Call from an event loop.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(queries, top_k, candidates, exact, with_payload, deadline, loop, loop.create_future())
+        job = _Job(queries, top_k, candidates, nprobe, exact, with_payload, deadline, loop, loop.create_future())
         with self._changed:
             if not self.accepting:
                 raise NotReadyError("the service is shutting down or its search thread has died")
@@ -272,25 +274,28 @@ class Batcher:
         for job in batch:
             # An index of another k may have been taken up since the request was checked.
             job.queries.require_dimensions(searcher.manifest.k)
-        # Where results depend on the candidates, nobody's may depend on what others ask for.
-        alike: dict[tuple[bool, int | None], list[_Job]] = {}
+        # Where results depend on what a search looks at, nobody's may depend on what others ask for.
+        alike: dict[tuple[bool, Effort | None], list[_Job]] = {}
         for job in batch:
-            candidates = searcher.candidates_for(job.top_k, job.candidates)
-            exact = job.exact and candidates is not None
-            alike.setdefault((exact, None if exact else candidates), []).append(job)
+            effort = searcher.effort_for(job.top_k, job.candidates, job.nprobe)
+            exact = job.exact and effort is not None
+            alike.setdefault((exact, None if exact else effort), []).append(job)
         # Those last that read every document: nobody else waits for them.
-        for (exact, candidates), jobs in sorted(alike.items(), key=lambda group: group[0][0]):
-            self._search_alike(searcher, jobs, exact, candidates)
+        for (exact, effort), jobs in sorted(alike.items(), key=lambda group: group[0][0]):
+            self._search_alike(searcher, jobs, exact, effort)
 
-    def _search_alike(self, searcher: Searcher, jobs: list[_Job], exact: bool, candidates: int | None) -> None:
-        if candidates is None:
-            candidates = max((job.candidates for job in jobs if job.candidates), default=None)
+    def _search_alike(self, searcher: Searcher, jobs: list[_Job], exact: bool, effort: Effort | None) -> None:
+        if effort is None:
+            candidates, nprobe = max((job.candidates for job in jobs if job.candidates), default=None), None
+        else:
+            candidates, nprobe = effort
         queries = Gaussians.concatenate([job.queries for job in jobs])
         started = time.perf_counter()
         rankings = searcher.search(
             queries,
             max(job.top_k for job in jobs),
             candidates=candidates,
+            nprobe=nprobe,
             exact=exact,
             stop=lambda: all(job.abandoned for job in jobs),
         )

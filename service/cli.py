@@ -26,7 +26,7 @@ from index import (
 from index.manifest import IndexKind
 from service.options import with_options
 from service.progress import progress_for
-from service.runs import LocalRunner, PlainConsole, RemoteRunner, RunFormat, Runner, RunWriter, read_queries
+from service.runs import Asked, LocalRunner, PlainConsole, RemoteRunner, RunFormat, Runner, RunWriter, read_queries
 from service.server import run_server
 from service.settings import ENV_PREFIX, ServiceSettings
 
@@ -137,6 +137,15 @@ def search(
             show_default=False,
         ),
     ] = None,
+    nprobe: Annotated[
+        int | None,
+        typer.Option(
+            "--nprobe",
+            min=1,
+            help="Lists that a query looks into, of kind ivf-fastscan; as the index was measured if not set.",
+            show_default=False,
+        ),
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Scan every document, whatever the kind of index.")] = False,
     form: Annotated[
         RunFormat, typer.Option("--format", help="table for people, jsonl for programs, trec for trec_eval.")
@@ -157,7 +166,7 @@ def search(
         runner: Runner = RemoteRunner(url, api_key) if url else LocalRunner(Path(str(index)), device)
         writer = RunWriter(form, sys.stdout)
         for batch in read_queries(queries, Columns(id_column, mean_column, variance_column), variance_as):
-            found = runner.search(batch.gaussians, top_k, candidates, exact)
+            found = runner.search(batch.gaussians, Asked(top_k, candidates, nprobe, exact))
             for query_id, text, results in zip(batch.ids, batch.texts, found, strict=True):
                 writer.write(query_id, text, results)
 
@@ -210,7 +219,19 @@ def _vector_rows(manifest: Manifest) -> dict[str, object]:
     """What is stored of a document to be scanned."""
     codes = manifest.codes
     if codes is not None:
-        return {"codes": f"{codes.digits // 2} bytes per document, of {codes.dimensions} projected dimensions"}
+        rows: dict[str, object] = {
+            "codes": f"{codes.code_bytes} bytes per document, of {codes.dimensions} projected dimensions"
+        }
+        if codes.graph is not None:
+            graph = codes.graph
+            rows["graph"] = (
+                f"{graph.links} links (M), chosen of {graph.construction} (efConstruction), walked "
+                f"{graph.breadth:.2f} times as broad as there are candidates (efSearch)"
+            )
+        if codes.lists is not None:
+            probes = ", ".join(f"{nprobe:,} for the top {top_k:,}" for top_k, nprobe in codes.lists.nprobe)
+            rows["lists"] = f"{codes.lists.lists:,}, of which a query looks into (nprobe) {probes}"
+        return rows
     return {"encoding": f"{manifest.encoding} ({manifest.encoding.width(manifest.k)} numbers per document)"}
 
 

@@ -177,6 +177,7 @@ async def describe(request: Request) -> Response:
     searcher = state.live.searcher()
     manifest = searcher.manifest
     recall, codes = manifest.measured_recall, manifest.codes
+    graph, lists = (codes.graph, codes.lists) if codes else (None, None)
     return json_response(
         {
             "name": searcher.name,
@@ -190,9 +191,11 @@ async def describe(request: Request) -> Response:
             "measured_recall": recall and recall.model_dump(),
             "codes": codes
             and {
-                "bytes_per_document": codes.digits // 2,
+                "bytes_per_document": codes.code_bytes,
                 "dimensions": codes.dimensions,
                 "candidates": codes.candidates,
+                "graph": graph and {"m": graph.links, "ef_construction": graph.construction, "breadth": graph.breadth},
+                "lists": lists and {"lists": lists.lists, "nprobe": lists.nprobe},
             },
             "segments": len(manifest.segments),
             "bytes": sum(segment.bytes for segment in manifest.segments),
@@ -275,10 +278,20 @@ async def _search(
     """The results of each query as JSON shows them, and the searcher that found them."""
     _within("top_k", options.top_k, state.settings.max_top_k)
     _within("candidates", options.candidates or 0, state.settings.max_candidates)
+    _within("nprobe", options.nprobe or 0, state.settings.max_nprobe)
+    if options.nprobe is not None:
+        # Refused here, where an index has no lists, and not only when its batch is searched.
+        state.live.searcher().effort_for(options.top_k, options.candidates, options.nprobe)
     _within("queries times top_k", len(queries) * options.top_k, state.settings.max_results)
     top_k = options.top_k + (leave_out is not None)
     future = state.batcher.submit(
-        queries, top_k, options.candidates, deadline, exact=options.exact, with_payload=options.with_payload
+        queries,
+        top_k,
+        options.candidates,
+        deadline,
+        nprobe=options.nprobe,
+        exact=options.exact,
+        with_payload=options.with_payload,
     )
     found = await wait_for(future, request, deadline)
     return found.searcher, await results_of(found, queries, options, leave_out)

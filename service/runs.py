@@ -1,5 +1,6 @@
 """Searches from the command line: queries out of a file, against a directory or a running service, and run files."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.table import Table
 from index import Columns, Corpus, GaussearchError, Gaussians, IndexDirectory, LocalSearcher, VarianceAs
 
 __all__ = [
+    "Asked",
     "LocalRunner",
     "PlainConsole",
     "QueryBatch",
@@ -66,11 +68,21 @@ class Result:
     payload: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of every query: as LocalSearcher.search takes it."""
+
+    top_k: int
+    candidates: int | None
+    nprobe: int | None
+    exact: bool
+
+
 class Runner(Protocol):
     """Anything that searches a batch."""
 
-    def search(self, queries: Gaussians, top_k: int, candidates: int | None, exact: bool) -> list[list[Result]]:
-        """The results of each query; the last two as LocalSearcher.search takes them."""
+    def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
+        """The results of each query."""
 
 
 def read_queries(path: Path, columns: Columns, variance_as: VarianceAs) -> Iterator[QueryBatch]:
@@ -88,10 +100,13 @@ class LocalRunner:
     def __init__(self, directory: Path, device: str) -> None:
         self._searcher = LocalSearcher(IndexDirectory(directory), device=device)
 
-    def search(self, queries: Gaussians, top_k: int, candidates: int | None, exact: bool) -> list[list[Result]]:
+    def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
         """The top_k documents of each query."""
         found = []
-        for ranking in self._searcher.search(queries, top_k, candidates=candidates, exact=exact):
+        rankings = self._searcher.search(
+            queries, asked.top_k, candidates=asked.candidates, nprobe=asked.nprobe, exact=asked.exact
+        )
+        for ranking in rankings:
             payloads = self._searcher.payloads(ranking.documents)
             found.append([Result(*parts) for parts in zip(ranking.ids, ranking.scores.tolist(), payloads, strict=True)])
         return found
@@ -104,18 +119,18 @@ class RemoteRunner:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
-    def search(self, queries: Gaussians, top_k: int, candidates: int | None, exact: bool) -> list[list[Result]]:
+    def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
         """The top_k documents of each query; raises RemoteError with what the service said.
 
         Asks for as many at a time as the service's limits allow.
         """
         limits = self._ask("GET", "/v1/index", "limits")
-        step = max(1, min(int(limits["max_queries"]), int(limits["max_results"]) // top_k))
+        step = max(1, min(int(limits["max_queries"]), int(limits["max_results"]) // asked.top_k))
         found: list[list[Result]] = []
         for part in queries.chunks(step):
             pairs = zip(part.means.tolist(), part.variances.tolist(), strict=True)
             body: dict[str, Any] = {"queries": [{"mean": mean, "variance": variance} for mean, variance in pairs]}
-            body |= {"top_k": top_k, "candidates": candidates, "exact": exact}
+            body |= dataclasses.asdict(asked)
             found += [
                 [Result(each["id"], each["score"], each.get("payload") or {}) for each in results]
                 for results in self._ask("POST", "/v1/search/batch", "results", body)

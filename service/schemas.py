@@ -85,6 +85,13 @@ class SearchOptions(_Request):
             "More find more of the best, where the kind is not flat."
         ),
     ] = None
+    nprobe: Annotated[
+        PositiveInt | None,
+        Field(
+            description="Lists that a query looks into, where the kind is ivf-fastscan; as the index was measured if "
+            "not set."
+        ),
+    ] = None
     min_score: Annotated[FiniteFloat | None, Field(description="Leave out documents that score below this.")] = None
     with_payload: Annotated[bool, Field(description="Return the documents' other columns.")] = True
     explain: Annotated[bool, Field(description="Return the parts of each document's KL divergence.")] = False
@@ -190,6 +197,7 @@ class Limits(BaseModel):
 
     max_top_k: int
     max_candidates: int
+    max_nprobe: int
     max_queries: int
     max_results: int
     max_body_bytes: int
@@ -206,12 +214,29 @@ class ReloadState(BaseModel):
     last_error: str | None
 
 
+class GraphBody(BaseModel):
+    """The graph that is walked: HNSW's M and efConstruction, and efSearch over the candidates."""
+
+    m: int
+    ef_construction: int
+    breadth: float
+
+
+class ListsBody(BaseModel):
+    """The lists that documents are in; `nprobe` pairs a top_k with how many of them a query looks into."""
+
+    lists: int
+    nprobe: list[list[int]]
+
+
 class CodesBody(BaseModel):
     """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes."""
 
     bytes_per_document: int
     dimensions: int
     candidates: list[list[int]]
+    graph: GraphBody | None
+    lists: ListsBody | None
 
 
 class IndexResponse(BaseModel):
@@ -238,6 +263,7 @@ class IndexResponse(BaseModel):
                     "limits": {
                         "max_top_k": 1000,
                         "max_candidates": 10000,
+                        "max_nprobe": 10000,
                         "max_queries": 256,
                         "max_results": 10000,
                         "max_body_bytes": 16777216,

@@ -44,6 +44,7 @@ class ServiceSettings(BaseSettings):
     max_timeout_ms: Annotated[PositiveInt, Field(description="Largest X-Request-Timeout-Ms.")] = 60_000
     max_top_k: Annotated[PositiveInt, Field(description="Largest top_k.")] = 1_000
     max_candidates: Annotated[PositiveInt, Field(description="Largest candidates.")] = 10_000
+    max_nprobe: Annotated[PositiveInt, Field(description="Largest nprobe.")] = 10_000
     max_queries: Annotated[PositiveInt, Field(description="Queries in one batch request at most.")] = 256
     max_results: Annotated[
         PositiveInt, Field(description="Documents in one response at most: queries times top_k.")

@@ -110,7 +110,7 @@ class GatedSearcher:
         self._searcher = searcher
         self.manifest, self.name, self.device = searcher.manifest, searcher.name, searcher.device
         self.document, self.payloads, self.explain = searcher.document, searcher.payloads, searcher.explain
-        self.candidates_for = searcher.candidates_for
+        self.effort_for = searcher.effort_for
         self.gate = threading.Event()
         self.gate.set()
         self.error: BaseException | None = None
@@ -123,6 +123,7 @@ class GatedSearcher:
         top_k: int,
         *,
         candidates: int | None = None,
+        nprobe: int | None = None,
         exact: bool = False,
         stop: Stop | None = None,
     ) -> list[Ranking]:
@@ -131,4 +132,4 @@ class GatedSearcher:
         assert self.gate.wait(PATIENCE)
         if self.error is not None:
             raise self.error
-        return self._searcher.search(queries, top_k, candidates=candidates, exact=exact)
+        return self._searcher.search(queries, top_k, candidates=candidates, nprobe=nprobe, exact=exact)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import service.batching
-from index import GaussearchError, Gaussians, Ranking, Searcher
+from index import Effort, GaussearchError, Gaussians, Ranking, Searcher
 from index.documents import Numbers
 from index.errors import InvalidGaussiansError
 from index.interface import Stop
@@ -49,6 +49,7 @@ class FakeSearcher:
         top_k: int,
         *,
         candidates: int | None = None,
+        nprobe: int | None = None,
         exact: bool = False,
         stop: Stop | None = None,
     ) -> list[Ranking]:
@@ -65,8 +66,8 @@ class FakeSearcher:
             for value in values
         ]
 
-    def candidates_for(self, top_k: int, candidates: int | None) -> int | None:
-        return (candidates or 20 * top_k) if self.approximate else None
+    def effort_for(self, top_k: int, candidates: int | None, nprobe: int | None) -> Effort | None:
+        return Effort(candidates or 20 * top_k, nprobe) if self.approximate else None
 
     def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
         self.fetched.append(documents.tolist())

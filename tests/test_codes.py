@@ -13,7 +13,7 @@ from index.allocation import GROUP
 from index.code_scanning import CodeScanner
 from index.codebook import Codebook
 from index.codes import CodeIndex, Codes, nearest_digits, read_codes, train_centroids, write_codes
-from index.encoding import MomentAccumulator, Standardisation
+from index.encoding import MomentAccumulator, Standardisation, fold_queries
 from index.errors import CorruptIndexError
 from index.projection import Projection
 from tests.conftest import random_gaussians
@@ -51,7 +51,7 @@ def digits_of(codes: Codes) -> npt.NDArray[np.int64]:
 def what_codes_say(codes: Codes, codebook: Codebook) -> npt.NDArray[np.float32]:
     """The points (n, M * GROUP) that codes stand for."""
     digits = digits_of(codes)
-    return codebook.centroids[np.arange(codebook.digits), digits].reshape(len(codes), -1)
+    return codebook.centroids[np.arange(len(codebook.centroids)), digits].reshape(len(codes), -1)
 
 
 def test_digits_are_the_nearest_centroids() -> None:
@@ -73,14 +73,14 @@ def test_training_leaves_about_what_the_theory_says() -> None:
 
 def test_a_codebook_leaves_about_what_its_allocation_says(fitted: Fitted) -> None:
     """The error of a score, in the query's deviation of scores, on documents that the codebook has seen."""
-    weighed = fitted.codebook.weigh(fitted.asked).astype(np.float64)
+    weighed = fitted.codebook.weigh(fitted.asked.double().numpy()).astype(np.float64)
     said = weighed @ what_codes_say(fitted.codes, fitted.codebook).astype(np.float64).T
     exact = (fitted.asked.double() @ fitted.vectors.double().T).numpy()
     errors = (said - said.mean(axis=1, keepdims=True)) - (exact - exact.mean(axis=1, keepdims=True))
     left = float(np.mean((errors / exact.std(axis=1, keepdims=True)) ** 2))
     assert left < 0.02
     more = Codebook.fit(fitted.projection, 2 * DIGITS, fitted.vectors)
-    weighed = more.weigh(fitted.asked).astype(np.float64)
+    weighed = more.weigh(fitted.asked.double().numpy()).astype(np.float64)
     said = weighed @ what_codes_say(more.encode(fitted.vectors), more).T.astype(np.float64)
     errors = (said - said.mean(axis=1, keepdims=True)) - (exact - exact.mean(axis=1, keepdims=True))
     assert float(np.mean((errors / exact.std(axis=1, keepdims=True)) ** 2)) < left / 3
@@ -99,7 +99,7 @@ def test_a_second_digit_says_what_the_first_leaves(fitted: Fitted) -> None:
 def test_the_scan_ranks_by_what_the_codes_say(fitted: Fitted, n: int) -> None:
     """Looked-up values are rounded to 8 bits: whatever is clearly better comes first, and everything comes once."""
     index = CodeIndex(fitted.codes[:n], fitted.codebook.centroids)
-    weights = fitted.codebook.weigh(fitted.asked)
+    weights = fitted.codebook.weigh(fitted.asked.double().numpy())
     scores, rows = index.search(weights, 2 * n)
     assert np.array_equal(np.sort(rows, axis=1), np.tile(np.arange(n), (len(rows), 1)))
     said = weights.astype(np.float64) @ what_codes_say(fitted.codes[:n], fitted.codebook).T.astype(np.float64)
@@ -112,7 +112,7 @@ def test_the_scan_ranks_by_what_the_codes_say(fitted: Fitted, n: int) -> None:
 
 def all_scores(fitted: Fitted, queries: Gaussians) -> npt.NDArray[np.float32]:
     """The scan's score (b, n) of every document."""
-    weights = fitted.codebook.weigh(encode_queries(queries, Encoding.FOLDED, fitted.standardisation))
+    weights = fitted.codebook.weigh(fold_queries(queries, fitted.standardisation))
     scores, rows = CodeIndex(fitted.codes, fitted.codebook.centroids).search(weights, len(fitted.codes))
     by_row = np.empty_like(scores)
     np.put_along_axis(by_row, rows, scores, axis=1)

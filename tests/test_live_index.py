@@ -252,6 +252,7 @@ def test_an_index_is_tried_by_a_search_before_anyone_may_search_it(
             top_k: int,
             *,
             candidates: int | None = None,
+            nprobe: int | None = None,
             exact: bool = False,
             stop: Stop | None = None,
         ) -> list[Ranking]:

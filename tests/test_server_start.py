@@ -159,6 +159,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
                 "max_timeout_ms",
                 "max_top_k",
                 "max_candidates",
+                "max_nprobe",
                 "max_queries",
                 "max_results",
                 "max_body_bytes",

@@ -1,0 +1,268 @@
+"""What every approximate kind of index is fitted on, and what its recall is measured with.
+
+Everything is fitted on a sample of the corpus and measured on queries that are not part of the fit: half of those that
+are given, or else documents of the corpus. Of these, one half chooses how much a search takes and the other measures
+what it finds.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from index.calibration import Calibration, HeldOut, interval, recalls
+from index.codes import Codes
+from index.documents import GaussianStore, Numbers
+from index.durable import checksum, measure, write_atomically
+from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
+from index.errors import BuildError, SourceError
+from index.gaussians import Gaussians
+from index.manifest import CodesRecord, FileEntry, MeasuredRecall, SegmentEntry
+from index.progress import Progress
+from index.projection import Projection
+from index.scanning import SCANNED
+from index.sources import Corpus
+from index.staging import BuildPlan, Staging
+
+__all__ = [
+    "DEPTH",
+    "CodedIndex",
+    "Coder",
+    "CodesForm",
+    "Fitting",
+    "GivenQueries",
+    "NotReachedError",
+    "measured_recall",
+    "read_queries",
+    "require_recall",
+]
+
+SEED = 2023
+SAMPLE = 16_384
+"""Documents that everything is fitted on."""
+HELD_OUT = 512
+"""Documents that are held out where no queries are given; of fewer than four times as many none is, and what is fitted
+on is also what is measured with. One half of them chooses the candidates, the other measures recall."""
+MOST_DIMENSIONS = 1024
+"""k up to which codebooks are fitted: it takes some ten matrices of (2k+1)^2 float64."""
+MOST_QUERIES = 20_000
+"""Queries of a file that are used, the first ones: half for the fit, of the other half MOST_HELD_OUT."""
+MOST_HELD_OUT = 1_000
+DEPTH = 10
+"""How many times `recall_at` is also measured, for searches for more."""
+FEWEST = 64
+"""Documents with which a codebook is worth fitting: four for each value of a digit."""
+
+
+class NotReachedError(Exception):
+    """No search reaches the recall that was asked for; the message says how near it came."""
+
+
+class Coder(Protocol):
+    """A codebook: what makes codes of folded vectors."""
+
+    @property
+    def width(self) -> int:
+        """w, the numbers of a folded vector."""
+
+    def encode(self, vectors: torch.Tensor) -> Codes:
+        """The codes of folded document vectors (n, w)."""
+
+    def write(self, path: Path, codes: Codes) -> FileEntry:
+        """Writes codes as a FAISS index."""
+
+    def to_bytes(self) -> bytes:
+        """The codebook as a file."""
+
+
+AnyCoder = TypeVar("AnyCoder", bound=Coder)
+
+
+@dataclass(frozen=True, slots=True)
+class CodedIndex:
+    """What a build of an approximate kind adds to a manifest."""
+
+    segments: list[SegmentEntry]
+    codes: CodesRecord
+    recall: MeasuredRecall
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodesForm:
+    """Segments whose vectors.faiss holds codes: index.build_encoding.SegmentForm."""
+
+    coder: Coder
+    codebook: str
+    encoding: Encoding = SCANNED
+    streams: bool = False
+
+    def write(self, path: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> FileEntry:
+        """As SegmentForm."""
+        codes = np.concatenate([self.coder.encode(block) for block in blocks])
+        if len(codes) != documents or width != self.coder.width:
+            raise ValueError(f"{path}: its blocks are not {documents} vectors of {width} numbers")
+        return self.coder.write(path, codes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenQueries:
+    """The first queries of a file, and the digest of the file."""
+
+    file: Path
+    gaussians: Gaussians
+    digest: str
+
+
+def read_queries(file: Path, like: Corpus) -> GivenQueries:
+    """The queries of a file that is read like the corpus; raises SourceError."""
+    corpus = Corpus([file], columns=like.columns, variance_as=like.variance_as)
+    batches, count = [], 0
+    for batch in corpus.batches():
+        batches.append(batch.gaussians)
+        count += len(batch)
+        if count >= MOST_QUERIES:
+            break
+    if count < 2:
+        raise SourceError(f"{file} has {count} queries; at least 2 are needed, to fit and to measure")
+    return GivenQueries(file, Gaussians.concatenate(batches)[:MOST_QUERIES], corpus.digest())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitting:
+    """A build of an approximate kind at the point where its documents are staged and its projection is fitted.
+
+    sample: numbers (s,) of documents that stand for all; documents: these; vectors: theirs, folded (s, w). `encode`
+    makes the staged segments complete.
+    """
+
+    staging: Staging
+    store: GaussianStore
+    standardisation: Standardisation
+    encode: Callable[[CodesForm], list[SegmentEntry]]
+    progress: Progress
+    held_out: HeldOut
+    calibration: Calibration
+    projection: Projection
+    sample: Numbers
+    documents: Gaussians
+    vectors: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        staging: Staging,
+        store: GaussianStore,
+        standardisation: Standardisation,
+        queries: Gaussians | None,
+        encode: Callable[[CodesForm], list[SegmentEntry]],
+        progress: Progress,
+    ) -> "Fitting":
+        """Fits on the staged documents of `store`, and on half of the queries where there are any.
+
+        Raises NotReachedError where there is too little to fit on, or too much to fit.
+        """
+        if len(store) < FEWEST:
+            raise NotReachedError(f"a codebook is fitted on {FEWEST} documents or more, and there are {len(store)}")
+        if store.k > MOST_DIMENSIONS:
+            raise NotReachedError(f"a codebook is fitted for k up to {MOST_DIMENSIONS}, and k is {store.k}")
+        sample, documents, asked, held_out = _drawn(store, queries)
+        progress.phase("finding the true best of held-out queries", None)
+        calibration = Calibration(store, standardisation, held_out, DEPTH * (staging.plan.recall_at or 1))
+        progress.phase("fitting a codebook", None)
+        vectors = encode_documents(documents, SCANNED, standardisation)
+        projection = Projection.fit(vectors, encode_queries(asked, SCANNED, standardisation))
+        return cls(
+            staging,
+            store,
+            standardisation,
+            encode,
+            progress,
+            held_out,
+            calibration,
+            projection,
+            sample,
+            documents,
+            vectors,
+        )
+
+    @property
+    def plan(self) -> BuildPlan:
+        """What is to be built."""
+        return self.staging.plan
+
+    @property
+    def target(self) -> tuple[float, int]:
+        """The recall that is asked for, and of how many best documents."""
+        return self.plan.target_recall or 0.0, self.plan.recall_at or 1
+
+    def kept_codebook(
+        self, number: int, from_bytes: Callable[[bytes], AnyCoder], fit: Callable[[], AnyCoder]
+    ) -> tuple[str, AnyCoder, FileEntry]:
+        """The codebook of that number: its file's name, itself, and the file's entry. What an earlier run fitted stays,
+        because segments are coded with it."""
+        folder = self.staging.directory.codebooks
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{self.staging.segment_id(number)}.safetensors"
+        try:
+            return path.name, from_bytes(path.read_bytes()), measure(path)
+        except (FileNotFoundError, ValueError):
+            data = fit().to_bytes()
+        write_atomically(path, data)
+        return path.name, from_bytes(data), FileEntry(bytes=len(data), blake3=checksum(data))
+
+    def vectors_file(self, segment: SegmentEntry) -> Path:
+        """Where a segment's codes lie."""
+        return self.staging.directory.segments / segment.id / "vectors.faiss"
+
+
+def _drawn(store: GaussianStore, queries: Gaussians | None) -> tuple[Numbers, Gaussians, Gaussians, HeldOut]:
+    """The numbers of a sample of documents, these, queries to fit with, and queries to measure with."""
+    rng = np.random.default_rng(SEED)
+    drawn = rng.permutation(len(store))[: SAMPLE + HELD_OUT].astype(np.int64)
+    # Of a corpus too small to spare documents all are used for both.
+    apart = HELD_OUT if len(drawn) >= 4 * HELD_OUT else 0
+    sample, others = np.sort(drawn[apart:]), np.sort(drawn[:apart] if apart else drawn[:HELD_OUT])
+    documents = _gaussians(store, sample)
+    if queries is None:
+        return sample, documents, documents, HeldOut(_gaussians(store, others), others)
+    measured = queries[1::2][:MOST_HELD_OUT]
+    given = queries[::2]
+    # As much weight for queries, which say what will be asked, as for documents, which are more.
+    repeated = given[torch.arange(len(documents)) % len(given)]
+    held_out = HeldOut(measured, np.full(len(measured), -1, dtype=np.int64))
+    return sample, documents, Gaussians.concatenate([documents, repeated]), held_out
+
+
+def _gaussians(store: GaussianStore, numbers: Numbers) -> Gaussians:
+    means, variances = store.gaussians(numbers)
+    return Gaussians.unchecked(torch.from_numpy(means), torch.from_numpy(variances))
+
+
+def measured_recall(fitting: Fitting, ranks: Numbers, candidates: int) -> MeasuredRecall:
+    """What is found of the true best, by their ranks (b, depth) in what a scan finds for queries that chose nothing."""
+    target, at = fitting.target
+    own = int(fitting.held_out.are_documents)
+    recall = float(recalls(ranks, candidates - own, at).mean())
+    low, high = interval(recall, len(ranks))
+    return MeasuredRecall(
+        at=at,
+        recall=recall,
+        low=low,
+        high=high,
+        queries=len(ranks),
+        source="documents" if own else "queries",
+        candidates=candidates,
+        target=target,
+    )
+
+
+def require_recall(recall: MeasuredRecall | None, least: float | None) -> None:
+    """Raises BuildError where a measured recall is below what may be published; None is that of an exact kind."""
+    if recall is not None and least is not None and recall.recall < least:
+        raise BuildError(
+            f"the measured recall@{recall.at} is {recall.recall:.4f} over {recall.queries} queries, below --min-recall "
+            f"{least}: nothing was published; build with a higher --target-recall, more --candidates or --code-bytes"
+        )

@@ -1,0 +1,128 @@
+"""The second half of a build of kind hnsw: segments are coded, a graph links their documents, and a walk's breadth and
+candidates are chosen.
+
+A build that is resumed finds the codebook, the segments that it coded and the graph, if that was finished.
+"""
+
+import bisect
+from pathlib import Path
+
+import torch
+
+from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
+from index.build_ladder import Ladder, steps
+from index.durable import measure
+from index.gaussians import Gaussians
+from index.geometry import FisherGeometry
+from index.graph import Graph, GraphBuilder
+from index.graph_scanning import GraphScanner
+from index.manifest import CodesRecord, FileEntry, GraphRecord
+from index.scalar_codebook import ScalarCodebook
+
+__all__ = ["build_graph"]
+
+GEOMETRY_DIMENSIONS = 128
+"""Principal components by whose distance links are made. On WordNet Gaussians (k = 128, so of 256) they hold 0.94 of
+the variance, and their graph is as good as that of all of them, and built in two thirds of the time."""
+LINKED_TOGETHER = 1 << 16
+"""Documents handed to FAISS at a time."""
+NARROWEST, BROADEST, STEP = 16, 8192, 1.1
+GAIN = 0.001
+"""Of recall, below which a walk twice as broad is not worth it where no breadth reaches the target."""
+
+
+def build_graph(fitting: Fitting) -> CodedIndex:
+    """Codes and links the staged documents as the plan says.
+
+    Raises NotReachedError where no walk reaches the plan's recall, unless the plan fixes its candidates.
+    """
+    plan, projection = fitting.plan, fitting.projection
+    target, at = fitting.target
+    dimensions = plan.code_bytes or fitting.calibration.model(fitting.sample).dimensions(
+        projection.energies.numpy(), target, at
+    )
+    name, coder, entry = fitting.kept_codebook(
+        dimensions,
+        ScalarCodebook.from_bytes,
+        lambda: ScalarCodebook.fit(projection, dimensions, fitting.vectors, eight_bits=plan.code_bytes is not None),
+    )
+    segments = fitting.encode(CodesForm(coder, entry.blake3))
+    path, file = _linked(fitting)
+    fitting.progress.phase("measuring recall", None)
+    codes = [coder.read(fitting.vectors_file(segment), segment.documents) for segment in segments]
+    scanner = GraphScanner(Graph(path, codes, coder.ranges), coder, fitting.standardisation, 1.0, None)
+    least = max(NARROWEST, at + fitting.held_out.are_documents)
+    most = max(least, min(BROADEST, len(fitting.store)))
+    queries = fitting.held_out.gaussians
+    ladder = Ladder(
+        fitting, "walks of breadth", steps(least, most, STEP), lambda breadth: scanner.walk(queries, breadth, breadth)
+    )
+    breadth, candidates = _chosen(fitting, ladder)
+    record = CodesRecord(
+        codebook=name,
+        file=entry,
+        code_bytes=coder.code_bytes,
+        dimensions=coder.dimensions,
+        candidates=candidates,
+        graph=GraphRecord(
+            name=path.name,
+            file=file,
+            links=plan.hnsw_m or 1,
+            construction=plan.hnsw_ef_construction or 1,
+            breadth=breadth / candidates[0][1],
+        ),
+    )
+    ranks = ladder.ranks(breadth)[1::2]
+    return CodedIndex(segments, record, measured_recall(fitting, ranks, candidates[0][1]))
+
+
+def _linked(fitting: Fitting) -> tuple[Path, FileEntry]:
+    """Where the graph lies, and its entry; it is built unless an earlier run has."""
+    plan, store = fitting.plan, fitting.store
+    folder = fitting.staging.directory.structures
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{fitting.staging.segment_id(0)}.faiss"
+    if path.exists():
+        # Written in one step, so that it is whole.
+        return path, measure(path)
+    fitting.progress.phase("linking documents", len(store))
+    geometry = FisherGeometry.fit(fitting.documents, fitting.standardisation, GEOMETRY_DIMENSIONS)
+    builder = GraphBuilder(geometry.points(fitting.documents), plan.hnsw_m or 1, plan.hnsw_ef_construction or 1)
+    for _, means, variances in store.blocks(LINKED_TOGETHER):
+        # Copied, for torch takes no memory that it must not write to.
+        block = Gaussians.unchecked(torch.from_numpy(means.copy()), torch.from_numpy(variances.copy()))
+        builder.add(geometry.points(block))
+        fitting.progress.advance(len(block))
+    builder.write(path)
+    return path, measure(path)
+
+
+def _chosen(fitting: Fitting, ladder: Ladder) -> tuple[int, list[list[int]]]:
+    """The breadth with which a search for the best takes the shortest, and the pairs of a top_k and its candidates.
+
+    It takes about as long to go on from a document as to score one: of the breadths that reach the target, that is
+    taken which makes the least of its sum with the candidates that it needs.
+    """
+    target, at = fitting.target
+    given = fitting.plan.candidates
+    if given is not None:
+        breadth, candidates = ladder.given(given, given, GAIN)
+        return breadth, [[at, candidates]]
+    breadth, candidates = ladder.cheapest(at, lambda breadth, candidates: breadth + candidates)
+    if ladder.deeper is None:
+        return breadth, [[at, candidates]]
+    deeper, breadth_of_a_candidate = ladder.deeper, breadth / candidates
+
+    def candidates_of(place: int) -> int:
+        # A walk for more documents is as much broader than its candidates.
+        return int(ladder.rungs[place] / breadth_of_a_candidate)
+
+    last = len(ladder.rungs) - 1
+    start = bisect.bisect_left(range(last), deeper, key=candidates_of)
+    place = ladder.first(
+        lambda place: ladder.recall(ladder.rungs[place], candidates_of(place), deeper) >= target, start
+    )
+    return breadth, [
+        [at, candidates],
+        [deeper, max(deeper, candidates, candidates_of(last if place is None else place))],
+    ]

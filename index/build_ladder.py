@@ -1,0 +1,99 @@
+"""How much of its work a search does, chosen by what held-out queries find: a walk's breadth, a scan's lists."""
+
+import bisect
+from collections.abc import Callable, Sequence
+
+from index.build_fit import DEPTH, Fitting, NotReachedError
+from index.calibration import MOST_CANDIDATES, recalls
+from index.documents import Numbers
+
+__all__ = ["Ladder", "steps"]
+
+TRIED = 5
+"""Rungs, from the first that reaches the target, of which the cheapest is chosen: higher ones need fewer candidates,
+but soon hardly fewer."""
+
+
+def steps(least: int, most: int, factor: float) -> list[int]:
+    """Whole numbers from `least` to `most`, each about that factor larger than the last."""
+    found = [least]
+    while found[-1] < most:
+        found.append(min(most, max(found[-1] + 1, round(found[-1] * factor))))
+    return found
+
+
+class Ladder:
+    """Values of one quantity, ascending, of which each finds more than the last and takes longer."""
+
+    def __init__(self, fitting: Fitting, name: str, rungs: Sequence[int], scan: Callable[[int], Numbers]) -> None:
+        """`name` says what has a value, and `scan` gives what is found for the held-out queries with one, (b, c),
+        likeliest first."""
+        self.name, self.rungs = name, rungs
+        self._fitting, self._scan = fitting, scan
+        self._own = int(fitting.held_out.are_documents)
+        self._ranks: dict[int, Numbers] = {}
+
+    def ranks(self, value: int) -> Numbers:
+        """Calibration.ranks of what is found with a value, whether it is a rung or not."""
+        if value not in self._ranks:
+            self._ranks[value] = self._fitting.calibration.ranks(self._scan(value))
+        return self._ranks[value]
+
+    def recall(self, value: int, candidates: int, at: int) -> float:
+        """The recall of the queries that choose."""
+        return float(recalls(self.ranks(value)[::2], candidates - self._own, at).mean())
+
+    def candidates(self, value: int, at: int) -> int | None:
+        """The fewest candidates that reach the target with a value; None where none do."""
+        return self._fitting.calibration.candidates(self.ranks(value)[::2], self._fitting.target[0], at)
+
+    def cheapest(self, at: int, cost: Callable[[int, int], float]) -> tuple[int, int]:
+        """The value and the candidates that reach the target for `at` documents at the least cost of both.
+
+        Raises NotReachedError where no value does.
+        """
+        first = self.first(lambda place: self.candidates(self.rungs[place], at) is not None)
+        if first is None:
+            reached, target = self.recall(self.rungs[-1], MOST_CANDIDATES, at), self._fitting.target[0]
+            raise NotReachedError(
+                f"{self.name} {self.rungs[-1]:,} found {reached:.4f} of the true best {at}, not {target}"
+            )
+        choices = [
+            (value, candidates)
+            for value in self.rungs[first : first + TRIED]
+            if (candidates := self.candidates(value, at)) is not None
+        ]
+        return min(choices, key=lambda choice: cost(*choice))
+
+    def given(self, candidates: int, start: int, gain: float) -> tuple[int, int]:
+        """The same where the candidates are given: the first of `start` and its doubles that reaches the target, or
+        after which the next gains less recall than `gain`."""
+        target, at = self._fitting.target
+        candidates = min(self._fitting.calibration.documents, max(at + self._own, candidates))
+        value = max(start, self.rungs[0])
+        reached = self.recall(value, candidates, at)
+        while reached < target and value < self.rungs[-1]:
+            more = self.recall(2 * value, candidates, at)
+            if more < reached + gain:
+                break
+            value, reached = 2 * value, more
+        return value, candidates
+
+    def first(self, reaches: Callable[[int], bool], start: int = 0) -> int | None:
+        """The first place among the rungs, from `start` on, that reaches what all after it reach; None where none does.
+
+        In strides that grow, and then between the last two: the high rungs take long.
+        """
+        low, stride = start, 1
+        while not reaches(high := min(low + stride, len(self.rungs) - 1)):
+            if high == len(self.rungs) - 1:
+                return None
+            low, stride = high + 1, 2 * stride
+        return bisect.bisect_left(range(high), True, lo=low, key=reaches)
+
+    @property
+    def deeper(self) -> int | None:
+        """How many of the best a search for more is measured by; None in a corpus that has too few, or where the
+        candidates are given."""
+        at = DEPTH * self._fitting.target[1]
+        return at if self._fitting.calibration.depth == at and self._fitting.plan.candidates is None else None

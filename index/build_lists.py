@@ -1,0 +1,116 @@
+"""The second half of a build of kind ivf-fastscan: segments are coded, their documents put into lists, and how many of
+these a query looks into is chosen.
+
+A build that is resumed finds the codebook, the segments that it coded and the lists, if these were finished.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from index.build_codes import coded
+from index.build_fit import CodedIndex, Fitting, measured_recall
+from index.build_ladder import Ladder, steps
+from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS, MOST_CANDIDATES
+from index.clustering import cluster, nearest_lists
+from index.durable import checksum, write_atomically
+from index.encoding import Encoding, encode_queries
+from index.gaussians import Gaussians
+from index.list_scanning import ListScanner
+from index.lists import Lists
+from index.manifest import CodesRecord, FileEntry, ListsRecord
+
+__all__ = ["build_lists"]
+
+LISTS_PER_ROOT = 4
+"""Lists for each of the root of the documents: the more, the fewer documents in those that hold the best, and the more
+centroids to compare with."""
+SAMPLE_PER_LIST, SAMPLE = 64, 1 << 17
+"""Documents that lists are made by, for each and in all: what bounds the time and the memory that it takes."""
+READ_TOGETHER = 1 << 14
+STEP = 1.15
+GAIN = 0.001
+"""Of recall, below which twice as many lists are not worth it where no number of them reaches the target."""
+SEED = 2023
+
+
+def build_lists(fitting: Fitting, device: torch.device) -> CodedIndex:
+    """Codes the staged documents and puts them into lists as the plan says.
+
+    Raises NotReachedError where the codes do not reach the plan's recall with all lists, unless the plan fixes the
+    candidates.
+    """
+    plan, at = fitting.plan, fitting.target[1]
+    codes = coded(fitting, (1 + fitting.target[0]) / 2)
+    path, lists, file = _listed(fitting, device)
+    fitting.progress.phase("measuring recall", None)
+    coder = codes.coder
+    read = [coder.read(fitting.vectors_file(segment), segment.documents) for segment in codes.segments]
+    scanner = ListScanner(read, lists, coder, fitting.standardisation, None)
+    count, queries = max(MOST_CANDIDATES, plan.candidates or 0) + 1, fitting.held_out.gaussians
+    total = len(lists.centroids)
+    ladder = Ladder(
+        fitting, "scans of lists,", steps(1, total, STEP), lambda nprobe: scanner.scan(queries, count, nprobe)
+    )
+    seconds = DIGIT_SECONDS * 2 * coder.code_bytes * len(fitting.store) / total
+
+    def cost(nprobe: int, candidates: int) -> float:
+        return seconds * nprobe + CANDIDATE_SECONDS * candidates
+
+    if plan.nprobe is not None:
+        nprobe = min(plan.nprobe, total)
+        candidates = plan.candidates or ladder.candidates(nprobe, at) or codes.candidates[0][1]
+    elif plan.candidates is not None:
+        nprobe, candidates = ladder.given(plan.candidates, 1, GAIN)
+    else:
+        nprobe, candidates = ladder.cheapest(at, cost)
+    nprobe = min(nprobe, total)
+    probes, pairs = [[at, nprobe]], [[at, candidates]]
+    if ladder.deeper is not None and plan.nprobe is None:
+        more, its = ladder.cheapest(ladder.deeper, cost)
+        probes.append([ladder.deeper, max(nprobe, more)])
+        pairs.append([ladder.deeper, max(candidates, its)])
+    record = CodesRecord(
+        codebook=codes.name,
+        file=codes.file,
+        code_bytes=coder.code_bytes,
+        dimensions=coder.dimensions,
+        candidates=pairs,
+        lists=ListsRecord(name=path.name, file=file, lists=total, nprobe=probes),
+    )
+    return CodedIndex(codes.segments, record, measured_recall(fitting, ladder.ranks(nprobe)[1::2], candidates))
+
+
+def _listed(fitting: Fitting, device: torch.device) -> tuple[Path, Lists, FileEntry]:
+    """Where the lists lie, themselves and their entry; they are made unless an earlier run has."""
+    folder = fitting.staging.directory.structures
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{fitting.staging.segment_id(0)}.safetensors"
+    try:
+        # Written in one step, so that it is whole.
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = _made(fitting, device).to_bytes()
+        write_atomically(path, data)
+    return path, Lists.from_bytes(data), FileEntry(bytes=len(data), blake3=checksum(data))
+
+
+def _made(fitting: Fitting, device: torch.device) -> Lists:
+    store, standardisation = fitting.store, fitting.standardisation
+    lists = fitting.plan.lists or max(1, round(LISTS_PER_ROOT * math.sqrt(len(store))))
+    fitting.progress.phase("clustering", None)
+    drawn = np.random.default_rng(SEED).permutation(len(store))[: min(SAMPLE_PER_LIST * lists, SAMPLE)]
+    means, variances = store.gaussians(np.sort(drawn).astype(np.int64))
+    sample = Gaussians.unchecked(torch.from_numpy(means), torch.from_numpy(variances))
+    centroids = cluster(sample, lists, standardisation, SEED, device)
+    fitting.progress.phase("putting documents into lists", len(store))
+    on_device, members = centroids.to(device), []
+    for _, its_means, its_variances in store.blocks(READ_TOGETHER):
+        # Copied, for torch takes no memory that it must not write to.
+        block = Gaussians.unchecked(torch.from_numpy(its_means.copy()), torch.from_numpy(its_variances.copy()))
+        vectors = encode_queries(block.to(device), Encoding.FOLDED, standardisation)
+        members.append(nearest_lists(vectors, on_device).to(torch.int32).cpu().numpy())
+        fitting.progress.advance(len(block))
+    return Lists(centroids.numpy(), np.concatenate(members))

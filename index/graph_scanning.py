@@ -1,0 +1,55 @@
+"""The walk of a graph in place of a scan: some thousands of documents are looked at, however many there are."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from index.code_scanning import weighed
+from index.cores import available_cores
+from index.documents import Numbers
+from index.encoding import Standardisation, fold_queries
+from index.gaussians import Gaussians
+from index.graph import Graph
+from index.scalar_codebook import ScalarCodebook
+from index.vectors import one_thread, set_threads
+
+__all__ = ["GraphScanner"]
+
+ALONE = 2
+"""Queries for each thread from which on several walk: a walk takes a fraction of a millisecond, and so does waking."""
+
+
+class GraphScanner:
+    """A graph over the documents of all segments: an ApproximateScanner. Each query is one thread's."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        codebook: ScalarCodebook,
+        standardisation: Standardisation,
+        breadth: float,
+        threads: int | None,
+    ) -> None:
+        """`breadth` is efSearch over the candidates that a walk is to find."""
+        self._graph, self._codebook, self._standardisation = graph, codebook, standardisation
+        self._breadth, self._threads = breadth, threads or available_cores()
+        self._pool = ThreadPoolExecutor(
+            max(1, self._threads - 1), "gaussearch-walk", initializer=set_threads, initargs=(1,)
+        )
+
+    def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
+        """As ApproximateScanner; also -1 where a walk has met fewer documents than `count`."""
+        return self.walk(queries, count, math.ceil(self._breadth * count))
+
+    def walk(self, queries: Gaussians, count: int, breadth: int) -> Numbers:
+        """As `scan`, by walks of a given breadth."""
+        weights, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
+        threads = max(1, min(self._threads, len(weights) // ALONE))
+        first, *others = np.array_split(weights, threads)
+        pending = [self._pool.submit(self._graph.search, part, count, breadth) for part in others]
+        with one_thread():
+            found = [self._graph.search(first, count, breadth)]
+        numbers = np.concatenate([*found, *(future.result() for future in pending)])
+        numbers[unusable] = -1
+        return numbers

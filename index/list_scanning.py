@@ -1,0 +1,71 @@
+"""The scan of some lists in place of all documents: those whose centroids diverge least from the query."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from index.code_scanning import weighed
+from index.codebook import Codebook, Vectors
+from index.codes import Codes
+from index.cores import available_cores, torch_on_one_core
+from index.documents import Numbers
+from index.encoding import Standardisation, fold_queries
+from index.gaussians import Gaussians
+from index.list_codes import CodeLists
+from index.lists import Lists
+from index.vectors import one_thread, set_threads
+
+__all__ = ["ListScanner"]
+
+ALONE = 2
+"""Queries for each thread from which on several scan: one alone takes a fraction of a millisecond."""
+
+
+class ListScanner:
+    """Codes of all segments in lists: an ApproximateScanner. Each query is one thread's."""
+
+    def __init__(
+        self,
+        codes: Sequence[Codes],
+        lists: Lists,
+        codebook: Codebook,
+        standardisation: Standardisation,
+        threads: int | None,
+    ) -> None:
+        together = np.concatenate(codes) if len(codes) > 1 else codes[0]
+        self._codes = CodeLists(together, lists.members.astype(np.int64), len(lists.centroids), codebook.centroids)
+        self._centroids = torch.from_numpy(lists.centroids)
+        self._codebook, self._standardisation = codebook, standardisation
+        self._threads = threads or available_cores()
+        self._pool = ThreadPoolExecutor(
+            max(1, self._threads - 1), "gaussearch-scan", initializer=set_threads, initargs=(1,)
+        )
+
+    def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
+        """As ApproximateScanner; also -1 where the lists hold fewer documents than `count`."""
+        vectors = fold_queries(queries, self._standardisation)
+        weights, unusable = weighed(self._codebook, vectors)
+        probes = self._probes(vectors, nprobe or len(self._centroids))
+        threads = max(1, min(self._threads, len(weights) // ALONE))
+        first, *others = zip(np.array_split(weights, threads), np.array_split(probes, threads), strict=True)
+        pending = [self._pool.submit(self._search, part, count) for part in others]
+        with one_thread():
+            found = [self._search(first, count)]
+        numbers = np.concatenate([*found, *(future.result() for future in pending)])
+        numbers[unusable] = -1
+        return numbers
+
+    def _search(self, part: tuple[Vectors, Numbers], count: int) -> Numbers:
+        weights, probes = part
+        return self._codes.search(weights, count, probes)
+
+    def _probes(self, vectors: npt.NDArray[np.float64], nprobe: int) -> Numbers:
+        """The lists (b, nprobe) whose centroids' -KL is the largest."""
+        with torch_on_one_core():
+            likelihoods = torch.from_numpy(vectors).float() @ self._centroids.T
+            nearest = likelihoods.topk(min(nprobe, len(self._centroids)), dim=1, sorted=False).indices
+        numbers: Numbers = nearest.numpy()
+        return numbers
