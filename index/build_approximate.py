@@ -11,11 +11,11 @@ from index.manifest import IndexKind
 __all__ = ["build_approximate"]
 
 
-def build_approximate(fitting: Fitting, device: torch.device) -> CodedIndex:
-    """Makes the staged segments what the plan's kind of index scans; raises NotReachedError where it would not find
+def build_approximate(fitting: Fitting, kind: IndexKind, device: torch.device) -> CodedIndex:
+    """Makes the staged segments what that kind of index scans; raises NotReachedError where it would not find
     what is asked for."""
-    if fitting.plan.kind is IndexKind.HNSW:
+    if kind is IndexKind.HNSW:
         return build_graph(fitting)
-    if fitting.plan.kind is IndexKind.IVF_FASTSCAN:
+    if kind is IndexKind.IVF_FASTSCAN:
         return build_lists(fitting, device)
     return build_codes(fitting)

@@ -22,7 +22,8 @@ class BuildOptions(BaseModel):
         Field(
             description="Index kind: flat scans every document's vector and is exact; fastscan scans codes "
             "ten to forty times as small, ivf-fastscan those in the lists nearest to the query, hnsw walks a graph and "
-            "looks at some thousands of documents; these three score the best exactly."
+            "looks at some thousands of documents, and these three score the best exactly; auto chooses by corpus size "
+            "and target recall, and says why."
         ),
     ] = IndexKind.FLAT
     target_recall: Annotated[

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from index.build_approximate import build_approximate
+from index.build_choice import choose_kind
 from index.build_encoding import FlatForm, NotEncodableError, SegmentForm, encode_segments
 from index.build_fit import Fitting, GivenQueries, NotReachedError, read_queries, require_recall
 from index.build_options import BuildOptions
@@ -173,10 +174,14 @@ class _Build:
     ) -> dict[str, Any]:
         """Makes the segments what their kind of index scans, and says in the manifest's words what they have become."""
         encode = functools.partial(self._encode, staging, segments, standardisation)
-        reason = None
-        if self.plan.kind is not IndexKind.FLAT:
+        kind, reason = self.plan.kind, None
+        if kind is IndexKind.AUTO:
+            documents = sum(segment.documents for segment in segments)
+            kind, reason = choose_kind(documents, segments[0].k, self.plan.target_recall or 0.0)
+        if kind is not IndexKind.FLAT:
             try:
-                return self._make_approximate(staging, segments, standardisation, encode)
+                made = self._make_approximate(kind, staging, segments, standardisation, encode)
+                return {"kind": kind, "reason": reason, **made}
             except NotReachedError as error:
                 reason = f"asked for {self.plan.kind}, but {error}: flat instead, which is exact"
                 self.progress.phase(reason, None)
@@ -185,6 +190,7 @@ class _Build:
 
     def _make_approximate(
         self,
+        kind: IndexKind,
         staging: Staging,
         segments: Sequence[ReadSegment],
         standardisation: Standardisation,
@@ -200,7 +206,7 @@ class _Build:
         store = GaussianStore([np.load(it / "gaussians.npy", mmap_mode="r", allow_pickle=False) for it in folders])
         try:
             fitting = Fitting.of(staging, store, standardisation, queries, encode, self.progress)
-            coded = build_approximate(fitting, self.device)
+            coded = build_approximate(fitting, kind, self.device)
         except InvalidGaussiansError as error:
             # A document that no vector holds is found, and named, by encoding all of them.
             encode(FlatForm(SCANNED))
@@ -213,7 +219,6 @@ class _Build:
             staging.discard()
             raise
         return {
-            "kind": self.plan.kind,
             "encoding": SCANNED,
             "segments": coded.segments,
             "codes": coded.codes,
@@ -282,9 +287,9 @@ def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPl
     of_codes: dict[str, Any] = {}
     if options.kind is not IndexKind.FLAT:
         names = ["target_recall", "recall_at", "code_bytes", "candidates"]
-        if options.kind is IndexKind.HNSW:
+        if options.kind in (IndexKind.HNSW, IndexKind.AUTO):
             names += ["hnsw_m", "hnsw_ef_construction"]
-        if options.kind is IndexKind.IVF_FASTSCAN:
+        if options.kind in (IndexKind.IVF_FASTSCAN, IndexKind.AUTO):
             names += ["lists", "nprobe"]
         of_codes = {"queries": queries, **{name: getattr(options, name) for name in names}}
     return BuildPlan(

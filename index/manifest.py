@@ -46,6 +46,8 @@ class IndexKind(StrEnum):
     FASTSCAN = "fastscan"
     HNSW = "hnsw"
     IVF_FASTSCAN = "ivf-fastscan"
+    AUTO = "auto"
+    """One of the others, as the build decides: of no index that is there."""
 
 
 class _Strict(BaseModel):
@@ -216,8 +218,8 @@ class MeasuredRecall(_Strict):
 class Manifest(_Strict):
     """manifests/NNNNNNNN.json: one generation of an index, immutable once published.
 
-    `codes` and `measured_recall` are there where the kind's scan is approximate. `reason` says why the kind is not the
-    one that was asked for, where it is not.
+    `codes` and `measured_recall` are there where the kind's scan is approximate. `reason` says why it is this kind,
+    where another or none was asked for.
     """
 
     format_version: Literal[1]
@@ -248,6 +250,8 @@ class Manifest(_Strict):
             (self.codes is None) != (self.measured_recall is None)
         ):
             raise ValueError(f"kind is {self.kind}, which does not go with its codes and measured_recall")
+        if self.kind is IndexKind.AUTO:
+            raise ValueError("kind must be that of an index, not auto")
         structure = self.codes.structure if self.codes is not None else None
         needed = {IndexKind.HNSW: GraphRecord, IndexKind.IVF_FASTSCAN: ListsRecord}.get(self.kind, NoneType)
         if not isinstance(structure, needed):

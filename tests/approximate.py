@@ -13,7 +13,7 @@ from index.manifest import IndexKind
 from tests.conftest import random_gaussians
 from tests.oracles import Array
 
-KINDS = [kind for kind in IndexKind if kind is not IndexKind.FLAT]
+KINDS = [kind for kind in IndexKind if kind not in (IndexKind.FLAT, IndexKind.AUTO)]
 
 
 def read(path: Path) -> tuple[list[str], Gaussians]:

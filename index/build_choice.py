@@ -1,0 +1,32 @@
+"""Which kind of index `--kind auto` builds, and why: by what each takes for one query on one core, as measured."""
+
+from index.manifest import IndexKind
+from index.scanning import SCANNED
+
+__all__ = ["choose_kind"]
+
+FLAT_NUMBERS = 1 << 22
+"""Numbers of vectors that are scanned in about a millisecond: 16,000 documents at k = 128. Up to there exactness costs
+nothing that anyone would notice, and everything else takes a third of that before it looks at a document."""
+SCANNED_DOCUMENTS = 300_000
+"""Documents whose codes are scanned in about a millisecond; lists and graphs save time above that."""
+HIGHEST_BY_LISTS = 0.995
+"""The highest recall for which lists are looked into: for more, nearly all of them have to be."""
+
+
+def choose_kind(documents: int, k: int, target: float) -> tuple[IndexKind, str]:
+    """The kind for a corpus of so many documents of k dimensions and a target recall, and the reason in words."""
+    numbers = documents * SCANNED.width(k)
+    if numbers <= FLAT_NUMBERS:
+        return (
+            IndexKind.FLAT,
+            f"auto: {documents:,} documents of {k} dimensions are scanned exactly in about a millisecond",
+        )
+    if documents <= SCANNED_DOCUMENTS:
+        return IndexKind.FASTSCAN, f"auto: the codes of {documents:,} documents are scanned in about a millisecond"
+    if target > HIGHEST_BY_LISTS:
+        return (
+            IndexKind.FASTSCAN,
+            f"auto: for a recall of {target} nearly all of {documents:,} documents must be scanned",
+        )
+    return IndexKind.IVF_FASTSCAN, f"auto: with {documents:,} documents, scanning some lists saves most of the time"
