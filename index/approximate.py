@@ -14,6 +14,7 @@ from index.lists import Lists
 from index.manifest import CodesRecord
 from index.scalar_codebook import ScalarCodebook
 from index.segments import Segment
+from index.shortlist import Shortlist
 from index.storage import IndexDirectory
 
 __all__ = ["open_approximate"]
@@ -32,13 +33,15 @@ def open_approximate(
     path = directory.structure(codes.structure, verify=verify) if codes.structure is not None else None
     if codes.graph is not None and path is not None:
         scalar = directory.codebook(codes, ScalarCodebook)
-        graph = Graph(path, [scalar.read(each.vectors_file, len(each)) for each in segments], scalar.ranges)
-        return GraphScanner(graph, scalar, standardisation, codes.graph.breadth, threads)
+        graph = Graph(path, [scalar.read(each.folder, len(each)) for each in segments], scalar.ranges)
+        return GraphScanner(graph, scalar, standardisation, codes.breadth, threads)
     codebook = directory.codebook(codes, Codebook)
-    read = [codebook.read(segment.vectors_file, len(segment)) for segment in segments]
+    read = [codebook.read(segment.folder, len(segment)) for segment in segments]
+    shortlist = Shortlist([codebook.map_projected(each.folder, len(each)) for each in segments], codebook.ranges)
     if path is None:
-        return CodeScanner(read, codebook, standardisation, threads)
-    return ListScanner(read, _lists(path, sum(map(len, read))), codebook, standardisation, threads)
+        return CodeScanner(read, shortlist, codebook, standardisation, codes.breadth, threads)
+    lists = _lists(path, sum(map(len, read)))
+    return ListScanner(read, shortlist, lists, codebook, standardisation, codes.breadth, threads)
 
 
 def _lists(path: Path, documents: int) -> Lists:

@@ -39,6 +39,8 @@ SYNCED_BYTES = 1 << 23
 SEGMENTS_WAITING = 1
 """Segments at work beyond one a core, or one on a GPU: they use what the others leave while they wait for the disk."""
 
+VECTORS = "vectors.faiss"
+
 Block = npt.NDArray[np.float32]
 
 
@@ -71,8 +73,9 @@ class SegmentForm(Protocol):
     def streams(self) -> bool:
         """Whether it writes each block when it comes, out of the host's memory, wherever it was encoded."""
 
-    def write(self, path: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> FileEntry:
-        """Writes so many vectors, which come in blocks (any, width), to a FAISS index at `path`."""
+    def write(self, folder: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> dict[str, FileEntry]:
+        """Writes so many vectors, which come in blocks (any, width), to vectors.faiss and what else it takes, and
+        returns the files' entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,10 @@ class FlatForm:
     codebook: str | None = None
     streams: bool = True
 
-    def write(self, path: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> FileEntry:
+    def write(self, folder: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> dict[str, FileEntry]:
         """As SegmentForm."""
-        return write_vectors(path, documents, width, (block.numpy() for block in blocks))
+        numbers = (block.numpy() for block in blocks)
+        return {VECTORS: write_vectors(folder / VECTORS, documents, width, numbers)}
 
 
 class _Staged(NamedTuple):
@@ -142,11 +146,11 @@ def _complete(
         progress.advance(read.documents)
         return finished
     try:
-        file = folder / "vectors.faiss"
-        vectors, max_norm = _write_encoded(file, gaussians, form, standardisation, device, progress, syncer)
+        files, max_norm = _write_encoded(folder, gaussians, form, standardisation, device, progress, syncer)
     except InvalidGaussiansError as error:
         raise NotEncodableError(error, folder) from error
-    syncer.sync(file)
+    for name in files:
+        syncer.sync(folder / name)
     manifest = SegmentManifest(
         format_version=FORMAT_VERSION,
         id=folder.name,
@@ -155,7 +159,7 @@ def _complete(
         encoding=form.encoding,
         max_norm=max_norm,
         codebook=form.codebook,
-        files={**read.files, "vectors.faiss": vectors},
+        files={**read.files, **files},
     )
     entry = complete_segment(folder, manifest)
     syncer.sync(folder / "segment.json")
@@ -163,17 +167,18 @@ def _complete(
 
 
 def _write_encoded(
-    path: Path,
+    folder: Path,
     gaussians: Block,
     form: SegmentForm,
     standardisation: Standardisation,
     device: torch.device,
     progress: Progress,
     syncer: Syncer,
-) -> tuple[FileEntry, float]:
-    """Writes documents (n, 2k), means | variances, encoded on `device`, in the form's way to a FAISS index at `path`.
+) -> tuple[dict[str, FileEntry], float]:
+    """Writes documents (n, 2k), means | variances, encoded on `device`, in the form's way to files in `folder`.
 
-    Returns the file's entry and the largest L2 norm of a vector. Of the file all but the end is on its way to the disk.
+    Returns the files' entries and the largest L2 norm of a vector. Of what is streamed all but the end is on its way to
+    the disk.
     Raises InvalidGaussiansError with the row whose vector does not fit float32.
     """
     documents, k = len(gaussians), gaussians.shape[1] // 2
@@ -204,10 +209,10 @@ def _write_encoded(
             progress.advance(len(vectors))
             unsynced += vectors.nbytes
             if form.streams and unsynced >= SYNCED_BYTES:
-                syncer.sync(path)
+                syncer.sync(folder / VECTORS)
                 unsynced = 0
 
-    return form.write(path, documents, width, blocks()), largest
+    return form.write(folder, documents, width, blocks()), largest
 
 
 def _largest_norm(vectors: Block) -> float:

@@ -68,11 +68,11 @@ class Coder(Protocol):
     def width(self) -> int:
         """w, the numbers of a folded vector."""
 
-    def encode(self, vectors: torch.Tensor) -> Codes:
-        """The codes of folded document vectors (n, w)."""
+    def encode(self, vectors: torch.Tensor) -> tuple[Codes, ...]:
+        """What is stored of folded document vectors (n, w), in arrays of n rows."""
 
-    def write(self, path: Path, codes: Codes) -> FileEntry:
-        """Writes codes as a FAISS index."""
+    def write(self, folder: Path, *codes: Codes) -> dict[str, FileEntry]:
+        """Writes these arrays of a segment, and returns their files' entries."""
 
     def to_bytes(self) -> bytes:
         """The codebook as a file."""
@@ -99,12 +99,12 @@ class CodesForm:
     encoding: Encoding = SCANNED
     streams: bool = False
 
-    def write(self, path: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> FileEntry:
+    def write(self, folder: Path, documents: int, width: int, blocks: Iterator[torch.Tensor]) -> dict[str, FileEntry]:
         """As SegmentForm."""
-        codes = np.concatenate([self.coder.encode(block) for block in blocks])
-        if len(codes) != documents or width != self.coder.width:
-            raise ValueError(f"{path}: its blocks are not {documents} vectors of {width} numbers")
-        return self.coder.write(path, codes)
+        codes = [np.concatenate(parts) for parts in zip(*map(self.coder.encode, blocks), strict=True)]
+        if len(codes[0]) != documents or width != self.coder.width:
+            raise ValueError(f"{folder}: its blocks are not {documents} vectors of {width} numbers")
+        return self.coder.write(folder, *codes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,9 +213,9 @@ class Fitting:
         write_atomically(path, data)
         return path.name, from_bytes(data), FileEntry(bytes=len(data), blake3=checksum(data))
 
-    def vectors_file(self, segment: SegmentEntry) -> Path:
-        """Where a segment's codes lie."""
-        return self.staging.directory.segments / segment.id / "vectors.faiss"
+    def folder(self, segment: SegmentEntry) -> Path:
+        """Where a segment lies."""
+        return self.staging.directory.segments / segment.id
 
 
 def _drawn(store: GaussianStore, queries: Gaussians | None) -> tuple[Numbers, Gaussians, Gaussians, HeldOut]:

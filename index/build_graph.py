@@ -4,7 +4,6 @@ candidates are chosen.
 A build that is resumed finds the codebook, the segments that it coded and the graph, if that was finished.
 """
 
-import bisect
 from pathlib import Path
 
 import torch
@@ -49,7 +48,7 @@ def build_graph(fitting: Fitting) -> CodedIndex:
     segments = fitting.encode(CodesForm(coder, entry.blake3))
     path, file = _linked(fitting)
     fitting.progress.phase("measuring recall", None)
-    codes = [coder.read(fitting.vectors_file(segment), segment.documents) for segment in segments]
+    codes = [coder.read(fitting.folder(segment), segment.documents) for segment in segments]
     scanner = GraphScanner(Graph(path, codes, coder.ranges), coder, fitting.standardisation, 1.0, None)
     least = max(NARROWEST, at + fitting.held_out.are_documents)
     most = max(least, min(BROADEST, len(fitting.store)))
@@ -57,19 +56,20 @@ def build_graph(fitting: Fitting) -> CodedIndex:
     ladder = Ladder(
         fitting, "walks of breadth", steps(least, most, STEP), lambda breadth: scanner.walk(queries, breadth, breadth)
     )
-    breadth, candidates = _chosen(fitting, ladder)
+    # It takes about as long to go on from a document as to score one.
+    breadth, candidates = ladder.broad(lambda breadth, candidates: breadth + candidates, GAIN)
     record = CodesRecord(
         codebook=name,
         file=entry,
         code_bytes=coder.code_bytes,
         dimensions=coder.dimensions,
         candidates=candidates,
+        breadth=breadth / candidates[0][1],
         graph=GraphRecord(
             name=path.name,
             file=file,
             links=plan.hnsw_m or 1,
             construction=plan.hnsw_ef_construction or 1,
-            breadth=breadth / candidates[0][1],
         ),
     )
     ranks = ladder.ranks(breadth)[1::2]
@@ -95,34 +95,3 @@ def _linked(fitting: Fitting) -> tuple[Path, FileEntry]:
         fitting.progress.advance(len(block))
     builder.write(path)
     return path, measure(path)
-
-
-def _chosen(fitting: Fitting, ladder: Ladder) -> tuple[int, list[list[int]]]:
-    """The breadth with which a search for the best takes the shortest, and the pairs of a top_k and its candidates.
-
-    It takes about as long to go on from a document as to score one: of the breadths that reach the target, that is
-    taken which makes the least of its sum with the candidates that it needs.
-    """
-    target, at = fitting.target
-    given = fitting.plan.candidates
-    if given is not None:
-        breadth, candidates = ladder.given(given, given, GAIN)
-        return breadth, [[at, candidates]]
-    breadth, candidates = ladder.cheapest(at, lambda breadth, candidates: breadth + candidates)
-    if ladder.deeper is None:
-        return breadth, [[at, candidates]]
-    deeper, breadth_of_a_candidate = ladder.deeper, breadth / candidates
-
-    def candidates_of(place: int) -> int:
-        # A walk for more documents is as much broader than its candidates.
-        return int(ladder.rungs[place] / breadth_of_a_candidate)
-
-    last = len(ladder.rungs) - 1
-    start = bisect.bisect_left(range(last), deeper, key=candidates_of)
-    place = ladder.first(
-        lambda place: ladder.recall(ladder.rungs[place], candidates_of(place), deeper) >= target, start
-    )
-    return breadth, [
-        [at, candidates],
-        [deeper, max(deeper, candidates, candidates_of(last if place is None else place))],
-    ]

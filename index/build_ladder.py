@@ -25,11 +25,18 @@ def steps(least: int, most: int, factor: float) -> list[int]:
 class Ladder:
     """Values of one quantity, ascending, of which each finds more than the last and takes longer."""
 
-    def __init__(self, fitting: Fitting, name: str, rungs: Sequence[int], scan: Callable[[int], Numbers]) -> None:
+    def __init__(
+        self,
+        fitting: Fitting,
+        name: str,
+        rungs: Sequence[int],
+        scan: Callable[[int], Numbers],
+        target: float | None = None,
+    ) -> None:
         """`name` says what has a value, and `scan` gives what is found for the held-out queries with one, (b, c),
-        likeliest first."""
+        likeliest first. `target` is the fitting's if not set."""
         self.name, self.rungs = name, rungs
-        self._fitting, self._scan = fitting, scan
+        self._fitting, self._scan, self._target = fitting, scan, fitting.target[0] if target is None else target
         self._own = int(fitting.held_out.are_documents)
         self._ranks: dict[int, Numbers] = {}
 
@@ -45,7 +52,7 @@ class Ladder:
 
     def candidates(self, value: int, at: int) -> int | None:
         """The fewest candidates that reach the target with a value; None where none do."""
-        return self._fitting.calibration.candidates(self.ranks(value)[::2], self._fitting.target[0], at)
+        return self._fitting.calibration.candidates(self.ranks(value)[::2], self._target, at)
 
     def cheapest(self, at: int, cost: Callable[[int, int], float]) -> tuple[int, int]:
         """The value and the candidates that reach the target for `at` documents at the least cost of both.
@@ -54,7 +61,7 @@ class Ladder:
         """
         first = self.first(lambda place: self.candidates(self.rungs[place], at) is not None)
         if first is None:
-            reached, target = self.recall(self.rungs[-1], MOST_CANDIDATES, at), self._fitting.target[0]
+            reached, target = self.recall(self.rungs[-1], MOST_CANDIDATES, at), self._target
             raise NotReachedError(
                 f"{self.name} {self.rungs[-1]:,} found {reached:.4f} of the true best {at}, not {target}"
             )
@@ -68,7 +75,7 @@ class Ladder:
     def given(self, candidates: int, start: int, gain: float) -> tuple[int, int]:
         """The same where the candidates are given: the first of `start` and its doubles that reaches the target, or
         after which the next gains less recall than `gain`."""
-        target, at = self._fitting.target
+        target, at = self._target, self._fitting.target[1]
         candidates = min(self._fitting.calibration.documents, max(at + self._own, candidates))
         value = max(start, self.rungs[0])
         reached = self.recall(value, candidates, at)
@@ -97,3 +104,29 @@ class Ladder:
         candidates are given."""
         at = DEPTH * self._fitting.target[1]
         return at if self._fitting.calibration.depth == at and self._fitting.plan.candidates is None else None
+
+    def broad(self, cost: Callable[[int, int], float], gain: float) -> tuple[int, list[list[int]]]:
+        """The value of a search that looks at so many documents to find its candidates, and the pairs of a top_k and
+        its candidates: those for more documents are found by as many times more.
+
+        As `cheapest`, and where the candidates are given as `given`.
+        """
+        target, at = self._target, self._fitting.target[1]
+        fixed = self._fitting.plan.candidates
+        if fixed is not None:
+            value, candidates = self.given(fixed, fixed, gain)
+            return max(value, candidates), [[at, candidates]]
+        value, candidates = self.cheapest(at, cost)
+        value = max(value, candidates)
+        if self.deeper is None:
+            return value, [[at, candidates]]
+        deeper = self.deeper
+
+        def candidates_of(place: int) -> int:
+            return int(self.rungs[place] * candidates / value)
+
+        last = len(self.rungs) - 1
+        start = bisect.bisect_left(range(last), deeper, key=candidates_of)
+        place = self.first(lambda place: self.recall(self.rungs[place], candidates_of(place), deeper) >= target, start)
+        more = candidates_of(last if place is None else place)
+        return value, [[at, candidates], [deeper, max(deeper, candidates, more)]]

@@ -13,7 +13,7 @@ import torch
 from index.build_codes import coded
 from index.build_fit import CodedIndex, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
-from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS, MOST_CANDIDATES
+from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS
 from index.clustering import cluster, nearest_lists
 from index.durable import checksum, write_atomically
 from index.encoding import Encoding, encode_queries
@@ -46,41 +46,44 @@ def build_lists(fitting: Fitting, device: torch.device) -> CodedIndex:
     codes = coded(fitting, (1 + fitting.target[0]) / 2)
     path, lists, file = _listed(fitting, device)
     fitting.progress.phase("measuring recall", None)
-    coder = codes.coder
-    read = [coder.read(fitting.vectors_file(segment), segment.documents) for segment in codes.segments]
-    scanner = ListScanner(read, lists, coder, fitting.standardisation, None)
-    count, queries = max(MOST_CANDIDATES, plan.candidates or 0) + 1, fitting.held_out.gaussians
-    total = len(lists.centroids)
-    ladder = Ladder(
-        fitting, "scans of lists,", steps(1, total, STEP), lambda nprobe: scanner.scan(queries, count, nprobe)
-    )
+    coder, total = codes.coder, len(lists.centroids)
+    scanner = ListScanner(codes.codes, codes.shortlist, lists, coder, fitting.standardisation, 1.0, None)
     seconds = DIGIT_SECONDS * 2 * coder.code_bytes * len(fitting.store) / total
+
+    def ladder(found: int) -> Ladder:
+        queries = fitting.held_out.gaussians
+        return Ladder(
+            fitting, "scans of lists,", steps(1, total, STEP), lambda nprobe: scanner.scan(queries, found, nprobe)
+        )
 
     def cost(nprobe: int, candidates: int) -> float:
         return seconds * nprobe + CANDIDATE_SECONDS * candidates
 
+    first = ladder(codes.found)
     if plan.nprobe is not None:
         nprobe = min(plan.nprobe, total)
-        candidates = plan.candidates or ladder.candidates(nprobe, at) or codes.candidates[0][1]
+        candidates = plan.candidates or first.candidates(nprobe, at) or codes.candidates[0][1]
     elif plan.candidates is not None:
-        nprobe, candidates = ladder.given(plan.candidates, 1, GAIN)
+        nprobe, candidates = first.given(plan.candidates, 1, GAIN)
     else:
-        nprobe, candidates = ladder.cheapest(at, cost)
-    nprobe = min(nprobe, total)
-    probes, pairs = [[at, nprobe]], [[at, candidates]]
-    if ladder.deeper is not None and plan.nprobe is None:
-        more, its = ladder.cheapest(ladder.deeper, cost)
-        probes.append([ladder.deeper, max(nprobe, more)])
-        pairs.append([ladder.deeper, max(candidates, its)])
+        nprobe, candidates = first.cheapest(at, cost)
+    nprobe, candidates = min(nprobe, total), min(candidates, codes.found)
+    probes, pairs, breadth = [[at, nprobe]], [[at, candidates]], codes.found / candidates
+    if first.deeper is not None and plan.nprobe is None:
+        found = math.ceil(codes.breadth * codes.candidates[-1][1])
+        more, its = ladder(found).cheapest(first.deeper, cost)
+        probes.append([first.deeper, max(nprobe, more)])
+        pairs.append([first.deeper, max(candidates, its, math.ceil(found / breadth))])
     record = CodesRecord(
         codebook=codes.name,
         file=codes.file,
         code_bytes=coder.code_bytes,
         dimensions=coder.dimensions,
         candidates=pairs,
+        breadth=breadth,
         lists=ListsRecord(name=path.name, file=file, lists=total, nprobe=probes),
     )
-    return CodedIndex(codes.segments, record, measured_recall(fitting, ladder.ranks(nprobe)[1::2], candidates))
+    return CodedIndex(codes.segments, record, measured_recall(fitting, first.ranks(nprobe)[1::2], candidates))
 
 
 def _listed(fitting: Fitting, device: torch.device) -> tuple[Path, Lists, FileEntry]:

@@ -32,9 +32,13 @@ DIGITS = (*range(16, 128, 8), *range(128, 257, 32))
 MOST_CANDIDATES = 4096
 DIGIT_SECONDS = 3.0e-11
 """What a scan takes for a digit of a document on one core, with registers of 256 bits, from memory."""
+FOUND_SECONDS = 2.0e-7
+"""What finding takes for each document that is found, and looking at it again."""
 CANDIDATE_SECONDS = 1.0e-6
-"""And what exact scoring takes for a candidate at k = 128. Only the ratio of the two matters."""
+"""And what exact scoring takes for a candidate at k = 128. Only the ratios of these matter."""
 DIMENSIONS = (*range(32, 257, 16), 320, 384, 448, 512)
+SHORTLIST = 1000
+"""Documents that codes find, about."""
 VISITS, BREADTH = 28, 10
 """Documents that a walk looks at for each that its breadth counts, and the breadth that it takes to find one, if not
 for the projection: both as measured at M = 24 and k = 128."""
@@ -134,9 +138,8 @@ class CandidateModel:
     rest: Tensor
     documents: int
 
-    def digits(self, energies: Floats, target: float, at: int, candidates: int | None = None) -> int:
-        """The number of digits with which searches for `at` documents take the shortest, at the recall `target`; the
-        fewest that reach it with so many `candidates`, if these are given.
+    def digits(self, energies: Floats, target: float, at: int) -> int:
+        """The number of digits with which searches for `at` documents take the shortest, at the recall `target`.
 
         energies: those of the projection (r,).
         """
@@ -144,12 +147,24 @@ class CandidateModel:
         for choice in DIGITS:
             left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
             needed = self.candidates(ROUNDING * left, target, at)
-            if needed is None or (candidates is not None and needed > candidates):
+            if needed is None:
                 continue
-            seconds = DIGIT_SECONDS * choice * self.documents + CANDIDATE_SECONDS * (candidates or needed)
+            seconds = DIGIT_SECONDS * choice * self.documents + FOUND_SECONDS * needed
             if seconds < fastest:
                 fastest, digits = seconds, choice
         return digits
+
+    def shortlist_dimensions(self, energies: Floats, target: float, at: int) -> int:
+        """The number of projected dimensions of the second look, by which candidates are chosen of what codes find."""
+        fastest, dimensions = math.inf, int(DIMENSIONS[-1])
+        for choice in DIMENSIONS:
+            needed = self.candidates(float(energies[choice:].sum() / (energies.sum() or 1.0)), target, at)
+            if needed is None:
+                continue
+            seconds = SHORTLIST * choice * NUMBER_SECONDS + CANDIDATE_SECONDS * needed
+            if seconds < fastest:
+                fastest, dimensions = seconds, choice
+        return dimensions
 
     def dimensions(self, energies: Floats, target: float, at: int) -> int:
         """The number of projected dimensions with which walks of a graph for `at` documents take the shortest, at the

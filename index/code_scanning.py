@@ -5,6 +5,7 @@ looking at ten thousand of them.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -12,18 +13,24 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from index.codebook import Codebook, Vectors
+from index.codebook import Codebook
 from index.codes import CodeIndex, Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
 from index.encoding import Standardisation, fold_queries
 from index.gaussians import Gaussians
+from index.scalar_codebook import Vectors
+from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
-__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "weighed"]
+__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "best_of", "weighed"]
 
 SHARD_BYTES = 1 << 20
 """The fewest bytes of codes that a shard is worth a thread for: what a core scans in a tenth of a millisecond."""
+
+
+ALONE = 2
+"""Queries for each thread from which on several look at what was found: one takes a tenth of a millisecond."""
 
 
 class ApproximateScanner(Protocol):
@@ -42,11 +49,11 @@ class QueryCoder(Protocol):
     """What of a codebook a search needs."""
 
     def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
-        """Folded query vectors (b, w) as a scan takes them, infinite where float32 cannot hold them."""
+        """Folded query vectors (b, w), projected: (b, r), infinite where float32 cannot hold them."""
 
 
 def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vectors, npt.NDArray[np.bool_]]:
-    """Folded queries (b, w) laid out for a scan, and which of them (b,) float32 cannot hold so; these are 0 there."""
+    """Folded queries (b, w), projected (b, r), and which of them (b,) float32 cannot hold so; these are 0 there."""
     with torch_on_one_core():
         weights = coder.weigh(vectors)
     unusable = np.asarray(~np.isfinite(weights).all(axis=1))
@@ -54,12 +61,32 @@ def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vector
     return weights, unusable
 
 
+def best_of(
+    shortlist: Shortlist, projected: Vectors, found: Numbers, count: int, pool: ThreadPoolExecutor, threads: int
+) -> Numbers:
+    """Shortlist.best of projected queries (b, r), shared out among a pool's threads and this one."""
+    parts = max(1, min(threads, len(found) // ALONE))
+    if parts == 1:
+        return shortlist.best(projected, found, count)
+    (its, numbers), *others = zip(np.array_split(projected, parts), np.array_split(found, parts), strict=True)
+    pending = [pool.submit(shortlist.best, *other, count) for other in others]
+    return np.concatenate([shortlist.best(its, numbers, count), *(future.result() for future in pending)])
+
+
 class CodeScanner:
     """Codes (n, M/2) of one codebook, cut into a shard per thread: an ApproximateScanner."""
 
     def __init__(
-        self, codes: Sequence[Codes], codebook: Codebook, standardisation: Standardisation, threads: int | None
+        self,
+        codes: Sequence[Codes],
+        shortlist: Shortlist,
+        codebook: Codebook,
+        standardisation: Standardisation,
+        breadth: float,
+        threads: int | None,
     ) -> None:
+        """Finds `breadth` times as many documents as are asked for, of which the shortlist chooses."""
+        self._shortlist, self._breadth = shortlist, breadth
         self._codebook, self._standardisation = codebook, standardisation
         together = np.concatenate(codes) if len(codes) > 1 else codes[0]
         shards = max(1, min(threads or available_cores(), together.nbytes // SHARD_BYTES))
@@ -71,10 +98,16 @@ class CodeScanner:
 
     def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner."""
-        weights, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
-        numbers = self._search(weights, count)
+        projected, found = self.found(queries, math.ceil(self._breadth * count))
+        return best_of(self._shortlist, projected, found, count, self._pool, len(self._shards))
+
+    def found(self, queries: Gaussians, count: int) -> tuple[Vectors, Numbers]:
+        """The projected queries (b, r), and the `count` documents that codes take for the likeliest, likeliest first:
+        numbers (b, c)."""
+        projected, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
+        numbers = self._search(self._codebook.laid_out(projected), count)
         numbers[unusable] = -1
-        return numbers
+        return projected, numbers
 
     def _search(self, weights: Vectors, count: int) -> Numbers:
         # The first shard in this thread: woken together, two threads may find themselves on one core.

@@ -1,8 +1,8 @@
-"""Documents as strings of 4-bit digits, and queries as what to weigh the digits by.
+"""Documents as strings of 4-bit digits and as projected vectors, and queries as what to weigh these by.
 
-A codebook is a projection (index.projection), the dimensions that each digit codes (index.allocation), and what the
-values of each digit stand for. It is fitted on a sample of the corpus, once per index: segments that share it can be
-scanned as one.
+A codebook is a projection (index.projection), the dimensions that each digit codes (index.allocation), what the values
+of each digit stand for, and the ranges of the projected numbers (index.scalar_codes). It is fitted on a sample of the
+corpus, once per index: segments that share it can be scanned as one.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,8 +27,11 @@ from index.codes import (
 )
 from index.manifest import FileEntry
 from index.projection import Projection
+from index.scalar_codebook import ScalarCodebook
+from index.scalar_codes import Ranges, scalar_codes
+from index.segments import map_array, write_array
 
-__all__ = ["Codebook", "Vectors"]
+__all__ = ["Codebook"]
 
 SEED = 2023
 
@@ -40,8 +42,9 @@ Vectors = npt.NDArray[np.float32]
 class Codebook:
     """Codes of M digits for folded vectors of w = 2k+1 numbers, by way of r projected ones.
 
-    center: (w,). documents, queries: (w, r). places: (M * GROUP,) int64, the projected dimension at each place of a
-    point, r where there is none. double: how many digits have a second one, which codes what the first leaves: digit
+    center: (w,). documents, queries: (w, r), zero where there are no more dimensions. ranges: (2, r), or (0, r) where
+    numbers have 16 bits. places: (M * GROUP,) int64, the projected dimension at each place of a point, r where there is
+    none. double: how many digits have a second one, which codes what the first leaves: digit
     i's is digit double + i. centroids: (M, 16, GROUP). Floats are float32, and those of `queries` float64: rounded to
     float32 after it, a projection does not depend on which other queries there are.
     """
@@ -49,28 +52,32 @@ class Codebook:
     center: Vectors
     documents: Vectors
     queries: npt.NDArray[np.float64]
+    ranges: Ranges
     places: npt.NDArray[np.int64]
     double: int
     centroids: Centroids
 
     @classmethod
-    def fit(cls, projection: Projection, digits: int, sample: Tensor) -> Self:
-        """The codebook of `digits` digits, an even number, for folded vectors like those of the sample (s, w)."""
+    def fit(cls, projection: Projection, digits: int, dimensions: int, sample: Tensor) -> Self:
+        """The codebook of `digits` digits, an even number, and projected vectors of about so many dimensions and no
+        fewer than have digits, for folded vectors like those of the sample (s, w)."""
         allocation = Allocation.best(projection.energies.numpy(), digits)
         groups = allocation.groups(projection.dimensions)
         groups += [[]] * (digits - len(groups))
-        r = max((dimension for group in groups for dimension in group), default=0) + 1
+        coded = max((dimension for group in groups for dimension in group), default=0) + 1
+        whole = ScalarCodebook.fit(projection, max(coded, dimensions), sample)
+        r = whole.dimensions
         places = np.array([[*group, *[r] * (GROUP - len(group))] for group in groups], dtype=np.int64).ravel()
-        used = projection.truncated(r)
         codebook = cls(
-            _float32(used.center),
-            _float32(used.documents),
-            np.ascontiguousarray(used.queries.numpy()),
+            whole.center,
+            whole.documents,
+            whole.queries,
+            whole.ranges,
             places,
             allocation.double,
             np.zeros((digits, 16, GROUP), dtype=np.float32),
         )
-        codebook._train(codebook._points(sample))
+        codebook._train(codebook._laid_out(whole.points(sample)))
         return codebook
 
     @property
@@ -85,31 +92,45 @@ class Codebook:
 
     @property
     def dimensions(self) -> int:
-        """r, the projected dimensions that any digit codes."""
-        return int(self.documents.shape[1])
+        """The projected dimensions that any digit codes."""
+        return int(self.places[self.places < self._r].max(initial=0)) + 1
 
-    def encode(self, vectors: Tensor) -> Codes:
-        """The codes (n, M/2) of folded document vectors (n, w) float32, on any device."""
-        points = self._points(vectors)
+    def encode(self, vectors: Tensor) -> tuple[Codes, ...]:
+        """The codes (n, M/2) of folded document vectors (n, w) float32, on any device, and the projected vectors'."""
+        projected = self._whole.points(vectors)
+        points = self._laid_out(projected)
         _leave_rest(points, self.centroids, self.double)
-        return nearest_digits(points, self.centroids)
+        return nearest_digits(points, self.centroids), scalar_codes(projected, self.ranges)
 
     def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
-        """Folded query vectors (b, w) laid out for a scan: (b, M * GROUP), infinite where float32 cannot hold them."""
-        # By torch, which the caller can keep to one core: NumPy's threads go on spinning on the others for a while.
-        return self._laid_out((torch.from_numpy(vectors) @ torch.from_numpy(self.queries)).numpy())
+        """Folded query vectors (b, w), projected: (b, r) float32, infinite where that cannot hold them."""
+        return self._whole.weigh(vectors)
 
-    def write(self, path: Path, codes: Codes) -> FileEntry:
-        """Writes codes of this codebook."""
-        return write_codes(path, codes, self.centroids)
+    def laid_out(self, projected: Vectors) -> Vectors:
+        """Projected query vectors (b, r) laid out for a scan: (b, M * GROUP)."""
+        return self._laid_out(projected)
 
-    def read(self, path: Path, documents: int) -> Codes:
-        """Reads what `write` wrote; raises CorruptIndexError for anything else."""
-        return read_codes(path, documents, self.centroids)
+    def write(self, folder: Path, *codes: Codes) -> dict[str, FileEntry]:
+        """Writes what `encode` gave of a segment."""
+        digits, projected = codes
+        return {
+            "vectors.faiss": write_codes(folder / "vectors.faiss", digits, self.centroids),
+            "projected.npy": write_array(folder / "projected.npy", projected),
+        }
+
+    def read(self, folder: Path, documents: int) -> Codes:
+        """Reads the digits that `write` wrote; raises CorruptIndexError for anything else."""
+        return read_codes(folder / "vectors.faiss", documents, self.centroids)
+
+    def map_projected(self, folder: Path, documents: int) -> Codes:
+        """Maps the projected vectors that `write` wrote; raises CorruptIndexError for anything else."""
+        return map_array(folder / "projected.npy", np.dtype(np.uint8), documents, self._whole.code_bytes)
 
     def to_bytes(self) -> bytes:
         """The codebook as a safetensors file."""
-        tensors = {name: getattr(self, name) for name in ("center", "documents", "queries", "places", "centroids")}
+        tensors = {
+            name: getattr(self, name) for name in ("center", "documents", "queries", "ranges", "places", "centroids")
+        }
         return bytes(safetensors.numpy.save({**tensors, "double": np.array([self.double])}))
 
     @classmethod
@@ -122,15 +143,17 @@ class Codebook:
         except (SafetensorError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"not a codebook: {error}") from error
 
-    def _points(self, vectors: Tensor) -> Vectors:
-        """Folded document vectors, centred, projected and laid out: (n, M * GROUP)."""
-        device = vectors.device
-        center, documents = torch.from_numpy(self.center).to(device), torch.from_numpy(self.documents).to(device)
-        return self._laid_out(((vectors - center) @ documents).cpu().numpy())
+    @property
+    def _r(self) -> int:
+        return int(self.documents.shape[1])
+
+    @property
+    def _whole(self) -> ScalarCodebook:
+        return ScalarCodebook(self.center, self.documents, self.queries, self.ranges)
 
     def _train(self, points: Vectors) -> None:
         """Sets the centroids by points (s, M * GROUP) of a sample, which are changed."""
-        several = self.places.reshape(-1, GROUP)[:, 1] < self.dimensions
+        several = self.places.reshape(-1, GROUP)[:, 1] < self._r
         for digit in np.flatnonzero(~several).tolist():
             if digit == self.double:
                 # The first digits are trained: the second ones code what they leave.
@@ -141,9 +164,8 @@ class Codebook:
             self.centroids[several] = train_centroids(shared.reshape(len(points), -1), SEED)
 
     def _laid_out(self, projected: npt.NDArray[np.floating]) -> Vectors:
-        padded = np.zeros((len(projected), self.dimensions + 1), dtype=np.float32)
-        with np.errstate(over="ignore"):
-            padded[:, :-1] = projected
+        padded = np.zeros((len(projected), self._r + 1), dtype=np.float32)
+        padded[:, :-1] = projected
         return np.take(padded, self.places, axis=1)
 
 
@@ -154,7 +176,3 @@ def _leave_rest(points: Vectors, centroids: Centroids, double: int) -> None:
         value = points[:, digit * GROUP]
         said = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, value)]
         points[:, (double + digit) * GROUP] = value - said
-
-
-def _float32(tensor: Tensor) -> Vectors:
-    return np.ascontiguousarray(tensor.numpy(), dtype=np.float32)

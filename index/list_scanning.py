@@ -1,5 +1,6 @@
 """The scan of some lists in place of all documents: those whose centroids diverge least from the query."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from index.code_scanning import weighed
-from index.codebook import Codebook, Vectors
+from index.code_scanning import ALONE, best_of, weighed
+from index.codebook import Codebook
 from index.codes import Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
@@ -16,12 +17,11 @@ from index.encoding import Standardisation, fold_queries
 from index.gaussians import Gaussians
 from index.list_codes import CodeLists
 from index.lists import Lists
+from index.scalar_codebook import Vectors
+from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
 __all__ = ["ListScanner"]
-
-ALONE = 2
-"""Queries for each thread from which on several scan: one alone takes a fraction of a millisecond."""
 
 
 class ListScanner:
@@ -30,13 +30,17 @@ class ListScanner:
     def __init__(
         self,
         codes: Sequence[Codes],
+        shortlist: Shortlist,
         lists: Lists,
         codebook: Codebook,
         standardisation: Standardisation,
+        breadth: float,
         threads: int | None,
     ) -> None:
+        """Finds `breadth` times as many documents as are asked for, of which the shortlist chooses."""
         together = np.concatenate(codes) if len(codes) > 1 else codes[0]
         self._codes = CodeLists(together, lists.members.astype(np.int64), len(lists.centroids), codebook.centroids)
+        self._shortlist, self._breadth = shortlist, breadth
         self._centroids = torch.from_numpy(lists.centroids)
         self._codebook, self._standardisation = codebook, standardisation
         self._threads = threads or available_cores()
@@ -47,16 +51,17 @@ class ListScanner:
     def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner; also -1 where the lists hold fewer documents than `count`."""
         vectors = fold_queries(queries, self._standardisation)
-        weights, unusable = weighed(self._codebook, vectors)
+        projected, unusable = weighed(self._codebook, vectors)
         probes = self._probes(vectors, nprobe or len(self._centroids))
-        threads = max(1, min(self._threads, len(weights) // ALONE))
+        threads, wanted = max(1, min(self._threads, len(projected) // ALONE)), math.ceil(self._breadth * count)
+        weights = self._codebook.laid_out(projected)
         first, *others = zip(np.array_split(weights, threads), np.array_split(probes, threads), strict=True)
-        pending = [self._pool.submit(self._search, part, count) for part in others]
+        pending = [self._pool.submit(self._search, part, wanted) for part in others]
         with one_thread():
-            found = [self._search(first, count)]
+            found = [self._search(first, wanted)]
         numbers = np.concatenate([*found, *(future.result() for future in pending)])
         numbers[unusable] = -1
-        return numbers
+        return best_of(self._shortlist, projected, numbers, count, self._pool, self._threads)
 
     def _search(self, part: tuple[Vectors, Numbers], count: int) -> Numbers:
         weights, probes = part

@@ -36,7 +36,8 @@ FORMAT_VERSION: Final = 1
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SegmentId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}$")]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-SEGMENT_FILES = frozenset({"vectors.faiss", "gaussians.npy", "ids.arrow", "payload.arrow"})
+SEGMENT_FILES = frozenset({"vectors.faiss", "gaussians.npy", "ids.arrow"})
+OPTIONAL_FILES = frozenset({"payload.arrow", "projected.npy"})
 
 
 class IndexKind(StrEnum):
@@ -78,8 +79,8 @@ class SegmentManifest(_Strict):
 
     @model_validator(mode="after")
     def _files_are_known(self) -> Self:
-        if set(self.files) not in (SEGMENT_FILES, SEGMENT_FILES - {"payload.arrow"}):
-            raise ValueError(f"files must be {sorted(SEGMENT_FILES)} (payload.arrow is optional)")
+        if set(self.files) - OPTIONAL_FILES != SEGMENT_FILES:
+            raise ValueError(f"files must be {sorted(SEGMENT_FILES)}, and may be {sorted(OPTIONAL_FILES)}")
         return self
 
 
@@ -127,14 +128,13 @@ class GraphRecord(_Strict):
     """The graph over an index's documents, in the order of its segments.
 
     `name` is that of its file in structures/. `links` and `construction` are what it was built with (M and
-    efConstruction of HNSW). A walk is as broad as `breadth` times the candidates that it is to find (efSearch).
+    efConstruction of HNSW).
     """
 
     name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.faiss$")]
     file: FileEntry
     links: PositiveInt
     construction: PositiveInt
-    breadth: Annotated[FiniteFloat, Field(ge=1)]
 
 
 Pairs = Annotated[list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]], Field(min_length=1)]
@@ -161,8 +161,10 @@ class CodesRecord(_Strict):
     """What the codes of an index are scanned with.
 
     `codebook` is the name of its file in codebooks/, `dimensions` how many projected ones a code says something about.
-    `candidates` pairs a top_k with how many documents the scan hands to exact scoring for it, both ascending. With a
-    `graph`, codes are not scanned but met on a walk; with `lists`, those of some lists are scanned.
+    `candidates` pairs a top_k with how many documents are scored exactly for it, both ascending. `breadth` is how many
+    more a scan finds, of which they are chosen by their projected vectors, or how much broader than they are many a
+    walk is (efSearch). With a `graph`, codes are not scanned but met on a walk; with `lists`, those of some lists are
+    scanned.
     """
 
     codebook: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors$")]
@@ -170,6 +172,7 @@ class CodesRecord(_Strict):
     code_bytes: PositiveInt
     dimensions: PositiveInt
     candidates: Pairs
+    breadth: Annotated[FiniteFloat, Field(ge=1)]
     graph: GraphRecord | None = None
     lists: ListsRecord | None = None
 

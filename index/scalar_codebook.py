@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from index.codebook import Vectors
 from index.codes import Codes
 from index.manifest import FileEntry
 from index.projection import Projection
@@ -29,12 +28,16 @@ from index.scalar_codes import (
     write_scalar_codes,
 )
 
-__all__ = ["STEP", "ScalarCodebook"]
+__all__ = ["STEP", "ScalarCodebook", "Vectors"]
+
+Vectors = npt.NDArray[np.float32]
 
 STEP = 16
 """FAISS takes as many numbers at a time; of other widths it takes six times as long for the same."""
 LOST_BY_BITS = 0.1
 """The share of the projection's own error that rounding to 8 bits may add; where it would add more, 16 are taken."""
+LOST_AT_LEAST = 2e-4
+"""Or of the energy: for normal numbers it is half of that, and matters to no score."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,17 +63,14 @@ class ScalarCodebook:
         documents = np.ascontiguousarray(np.pad(used.documents.numpy(), padding), dtype=np.float32)
         queries = np.ascontiguousarray(np.pad(used.queries.numpy(), padding))
         unrounded = cls(used.center.numpy().astype(np.float32), documents, queries, no_ranges(documents.shape[1]))
-        points = unrounded._points(sample)
+        points = unrounded.points(sample)
         ranges = find_ranges(points)
         lost = float(
             np.square(decode(scalar_codes(points, ranges), ranges) - points, dtype=np.float64).sum(axis=1).mean()
         )
-        left = float(projection.energies[kept:].sum()) + 1e-6 * float(projection.energies.sum())
-        return (
-            unrounded
-            if lost > LOST_BY_BITS * left and not eight_bits
-            else cls(unrounded.center, documents, queries, ranges)
-        )
+        left = float(projection.energies[kept:].sum())
+        allowed = max(LOST_BY_BITS * left, LOST_AT_LEAST * float(projection.energies.sum()))
+        return unrounded if lost > allowed and not eight_bits else cls(unrounded.center, documents, queries, ranges)
 
     @property
     def width(self) -> int:
@@ -92,9 +92,16 @@ class ScalarCodebook:
         """Bytes of a code."""
         return self.dimensions * self.bits // 8
 
-    def encode(self, vectors: Tensor) -> Codes:
+    def points(self, vectors: Tensor) -> Vectors:
+        """Folded document vectors (n, w) float32, on any device, centred and projected: (n, r)."""
+        device = vectors.device
+        center, documents = torch.from_numpy(self.center).to(device), torch.from_numpy(self.documents).to(device)
+        points: Vectors = ((vectors - center) @ documents).cpu().numpy()
+        return points
+
+    def encode(self, vectors: Tensor) -> tuple[Codes, ...]:
         """The codes (n, code_bytes) of folded document vectors (n, w) float32, on any device."""
-        return scalar_codes(self._points(vectors), self.ranges)
+        return (scalar_codes(self.points(vectors), self.ranges),)
 
     def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
         """Folded query vectors (b, w), projected: (b, r), infinite where float32 cannot hold them."""
@@ -102,13 +109,13 @@ class ScalarCodebook:
         projected = torch.from_numpy(vectors) @ torch.from_numpy(self.queries)
         return projected.float().numpy()
 
-    def write(self, path: Path, codes: Codes) -> FileEntry:
-        """Writes codes of this codebook."""
-        return write_scalar_codes(path, codes, self.ranges)
+    def write(self, folder: Path, *codes: Codes) -> dict[str, FileEntry]:
+        """Writes what `encode` gave of a segment."""
+        return {"vectors.faiss": write_scalar_codes(folder / "vectors.faiss", codes[0], self.ranges)}
 
-    def read(self, path: Path, documents: int) -> Codes:
+    def read(self, folder: Path, documents: int) -> Codes:
         """Reads what `write` wrote; raises CorruptIndexError for anything else."""
-        return read_scalar_codes(path, documents, self.ranges)
+        return read_scalar_codes(folder / "vectors.faiss", documents, self.ranges)
 
     def to_bytes(self) -> bytes:
         """The codebook as a safetensors file."""
@@ -122,9 +129,3 @@ class ScalarCodebook:
             return cls(**safetensors.numpy.load(data))
         except (SafetensorError, TypeError) as error:
             raise ValueError(f"not a codebook: {error}") from error
-
-    def _points(self, vectors: Tensor) -> Vectors:
-        device = vectors.device
-        center, documents = torch.from_numpy(self.center).to(device), torch.from_numpy(self.documents).to(device)
-        points: Vectors = ((vectors - center) @ documents).cpu().numpy()
-        return points

@@ -1,8 +1,9 @@
 """One segment of an index: the unit of building, adding and searching. Its files, written and read.
 
 segments/<id>/
-  vectors.faiss     the encoded documents, as FAISS writes an IndexFlatIP
+  vectors.faiss     the encoded documents, as FAISS writes an IndexFlatIP, or their codes
   gaussians.npy     float32 (n, 2k): means | variances, memory-mapped, for exact scores
+  projected.npy     uint8 (n, any): projected vectors of 8 or 16 bits a number, memory-mapped, where codes are scanned
   ids.arrow         id (string) and order (uint32: row numbers in ascending order of id)
   payload.arrow     the source's other columns; absent where there are none
   segment.json      index.manifest.SegmentManifest: counts, sizes and BLAKE3 checksums of the files above
@@ -31,8 +32,10 @@ __all__ = [
     "Segment",
     "complete_segment",
     "find_segment",
+    "map_array",
     "open_segment",
     "verify_segment",
+    "write_array",
     "write_ids",
     "write_payload",
 ]
@@ -205,7 +208,7 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
     manifest = verify_segment(folder, entry) if verify else _read_manifest(folder, entry)
     for name, expected in manifest.files.items():
         _check_size(folder / name, expected)
-    gaussians = _map_gaussians(folder / "gaussians.npy", (manifest.documents, 2 * manifest.k))
+    gaussians = map_array(folder / "gaussians.npy", np.dtype("<f4"), manifest.documents, 2 * manifest.k)
     ids = _map_table(folder / "ids.arrow", manifest.documents)
     if ids.schema.names != ["id", "order"]:
         raise CorruptIndexError(f"{folder / 'ids.arrow'} has columns {ids.schema.names}, not id and order")
@@ -242,13 +245,24 @@ def _check_size(path: Path, expected: FileEntry) -> None:
         raise CorruptIndexError(f"{path} has {size} bytes, not {expected.bytes}")
 
 
-def _map_gaussians(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+def write_array(path: Path, array: npt.NDArray[Any]) -> FileEntry:
+    """Writes an array as NumPy does."""
+    with checksummed(path) as file:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        file.write(header.getvalue())
+        file.write(np.ascontiguousarray(array).data)
+    return file.entry
+
+
+def map_array(path: Path, dtype: np.dtype[Any], rows: int, columns: int) -> npt.NDArray[Any]:
+    """Maps a file of NumPy's; raises CorruptIndexError where it is not an array of that kind and shape."""
     try:
-        array: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise CorruptIndexError(f"{path} is not an array: {error}") from error
-    if array.shape != shape or array.dtype != np.dtype("<f4"):
-        raise CorruptIndexError(f"{path} holds {array.dtype} {array.shape}, not float32 {shape}")
+    if array.shape != (rows, columns) or array.dtype != dtype:
+        raise CorruptIndexError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {(rows, columns)}")
     # Without the class, which takes longer to index than what is indexed.
     return array.view(np.ndarray)
 

@@ -224,10 +224,7 @@ def _vector_rows(manifest: Manifest) -> dict[str, object]:
         }
         if codes.graph is not None:
             graph = codes.graph
-            rows["graph"] = (
-                f"{graph.links} links (M), chosen of {graph.construction} (efConstruction), walked "
-                f"{graph.breadth:.2f} times as broad as there are candidates (efSearch)"
-            )
+            rows["graph"] = f"{graph.links} links (M), chosen of {graph.construction} (efConstruction)"
         if codes.lists is not None:
             probes = ", ".join(f"{nprobe:,} for the top {top_k:,}" for top_k, nprobe in codes.lists.nprobe)
             rows["lists"] = f"{codes.lists.lists:,}, of which a query looks into (nprobe) {probes}"
@@ -246,7 +243,8 @@ def _recall_rows(manifest: Manifest) -> dict[str, object]:
     return {
         "measured recall": f"{recall.recall:.4f} at {recall.at}, {recall.low:.4f} to {recall.high:.4f} with 95% "
         f"confidence, over {recall.queries:,} queries {source}; asked for {recall.target}{missed}",
-        "candidates": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates),
+        "candidates": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates)
+        + f", chosen of {codes.breadth:.1f} times as many",
     }
 
 

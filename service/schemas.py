@@ -215,11 +215,10 @@ class ReloadState(BaseModel):
 
 
 class GraphBody(BaseModel):
-    """The graph that is walked: HNSW's M and efConstruction, and efSearch over the candidates."""
+    """The graph that is walked: HNSW's M and efConstruction."""
 
     m: int
     ef_construction: int
-    breadth: float
 
 
 class ListsBody(BaseModel):
@@ -230,11 +229,13 @@ class ListsBody(BaseModel):
 
 
 class CodesBody(BaseModel):
-    """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes."""
+    """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes, chosen of `breadth`
+    times as many."""
 
     bytes_per_document: int
     dimensions: int
     candidates: list[list[int]]
+    breadth: float
     graph: GraphBody | None
     lists: ListsBody | None
 

@@ -16,6 +16,9 @@ from index.codes import CodeIndex, Codes, nearest_digits, read_codes, train_cent
 from index.encoding import MomentAccumulator, Standardisation, fold_queries
 from index.errors import CorruptIndexError
 from index.projection import Projection
+from index.scalar_codebook import ScalarCodebook
+from index.scalar_codes import no_ranges
+from index.shortlist import Shortlist
 from tests.conftest import random_gaussians
 
 DIGITS = 24
@@ -34,8 +37,8 @@ class Fitted:
         self.projection = Projection.fit(
             self.vectors, encode_queries(self.documents, Encoding.FOLDED, self.standardisation)
         )
-        self.codebook = Codebook.fit(self.projection, DIGITS, self.vectors)
-        self.codes = self.codebook.encode(self.vectors)
+        self.codebook = Codebook.fit(self.projection, DIGITS, 16, self.vectors)
+        self.codes, self.projected = self.codebook.encode(self.vectors)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,11 @@ def fitted() -> Fitted:
 def digits_of(codes: Codes) -> npt.NDArray[np.int64]:
     """(n, M), one digit a number."""
     return np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1).astype(np.int64)
+
+
+def weighed(codebook: Codebook, queries: Gaussians, standardisation: Standardisation) -> npt.NDArray[np.float32]:
+    """Queries laid out for a scan."""
+    return codebook.laid_out(codebook.weigh(fold_queries(queries, standardisation)))
 
 
 def what_codes_say(codes: Codes, codebook: Codebook) -> npt.NDArray[np.float32]:
@@ -73,15 +81,15 @@ def test_training_leaves_about_what_the_theory_says() -> None:
 
 def test_a_codebook_leaves_about_what_its_allocation_says(fitted: Fitted) -> None:
     """The error of a score, in the query's deviation of scores, on documents that the codebook has seen."""
-    weighed = fitted.codebook.weigh(fitted.asked.double().numpy()).astype(np.float64)
-    said = weighed @ what_codes_say(fitted.codes, fitted.codebook).astype(np.float64).T
+    weights = weighed(fitted.codebook, fitted.queries, fitted.standardisation).astype(np.float64)
+    said = weights @ what_codes_say(fitted.codes, fitted.codebook).astype(np.float64).T
     exact = (fitted.asked.double() @ fitted.vectors.double().T).numpy()
     errors = (said - said.mean(axis=1, keepdims=True)) - (exact - exact.mean(axis=1, keepdims=True))
     left = float(np.mean((errors / exact.std(axis=1, keepdims=True)) ** 2))
     assert left < 0.02
-    more = Codebook.fit(fitted.projection, 2 * DIGITS, fitted.vectors)
-    weighed = more.weigh(fitted.asked.double().numpy()).astype(np.float64)
-    said = weighed @ what_codes_say(more.encode(fitted.vectors), more).T.astype(np.float64)
+    more = Codebook.fit(fitted.projection, 2 * DIGITS, 16, fitted.vectors)
+    weights = weighed(more, fitted.queries, fitted.standardisation).astype(np.float64)
+    said = weights @ what_codes_say(more.encode(fitted.vectors)[0], more).T.astype(np.float64)
     errors = (said - said.mean(axis=1, keepdims=True)) - (exact - exact.mean(axis=1, keepdims=True))
     assert float(np.mean((errors / exact.std(axis=1, keepdims=True)) ** 2)) < left / 3
 
@@ -99,7 +107,7 @@ def test_a_second_digit_says_what_the_first_leaves(fitted: Fitted) -> None:
 def test_the_scan_ranks_by_what_the_codes_say(fitted: Fitted, n: int) -> None:
     """Looked-up values are rounded to 8 bits: whatever is clearly better comes first, and everything comes once."""
     index = CodeIndex(fitted.codes[:n], fitted.codebook.centroids)
-    weights = fitted.codebook.weigh(fitted.asked.double().numpy())
+    weights = weighed(fitted.codebook, fitted.queries, fitted.standardisation)
     scores, rows = index.search(weights, 2 * n)
     assert np.array_equal(np.sort(rows, axis=1), np.tile(np.arange(n), (len(rows), 1)))
     said = weights.astype(np.float64) @ what_codes_say(fitted.codes[:n], fitted.codebook).T.astype(np.float64)
@@ -112,7 +120,7 @@ def test_the_scan_ranks_by_what_the_codes_say(fitted: Fitted, n: int) -> None:
 
 def all_scores(fitted: Fitted, queries: Gaussians) -> npt.NDArray[np.float32]:
     """The scan's score (b, n) of every document."""
-    weights = fitted.codebook.weigh(fold_queries(queries, fitted.standardisation))
+    weights = weighed(fitted.codebook, queries, fitted.standardisation)
     scores, rows = CodeIndex(fitted.codes, fitted.codebook.centroids).search(weights, len(fitted.codes))
     by_row = np.empty_like(scores)
     np.put_along_axis(by_row, rows, scores, axis=1)
@@ -126,10 +134,11 @@ def test_cut_up_and_in_parts_documents_have_the_scores_of_one_scan(
     """Rounding depends on the query alone. Which of the documents that tie for the last place are found does not."""
     monkeypatch.setattr("index.code_scanning.SHARD_BYTES", 1000)
     parts = [fitted.codes[:1000], fitted.codes[1000:1007], fitted.codes[1007:]]
-    scanner = CodeScanner(parts, fitted.codebook, fitted.standardisation, threads=shards)
+    shortlist = Shortlist([fitted.projected], fitted.codebook.ranges)
+    scanner = CodeScanner(parts, shortlist, fitted.codebook, fitted.standardisation, 2.0, threads=shards)
     assert len(scanner._shards) == shards
     scores = all_scores(fitted, fitted.queries)
-    found = scanner.scan(fitted.queries, 50)
+    _, found = scanner.found(fitted.queries, 50)
     assert all(len(set(row)) == 50 for row in found.tolist())
     np.testing.assert_array_equal(np.take_along_axis(scores, found, axis=1), -np.sort(-scores, axis=1)[:, :50])
 
@@ -149,7 +158,7 @@ def test_a_fit_is_the_same_each_time(fitted: Fitted) -> None:
 def test_a_codebook_comes_back_from_its_file(fitted: Fitted) -> None:
     restored = Codebook.from_bytes(fitted.codebook.to_bytes())
     assert restored.to_bytes() == fitted.codebook.to_bytes()
-    np.testing.assert_array_equal(restored.encode(fitted.vectors[:9]), fitted.codes[:9])
+    np.testing.assert_array_equal(restored.encode(fitted.vectors[:9])[0], fitted.codes[:9])
     for data in (b"", b"nonsense", fitted.codebook.to_bytes()[:-1]):
         with pytest.raises(ValueError, match="not a codebook"):
             Codebook.from_bytes(data)
@@ -184,4 +193,32 @@ def test_a_file_of_anything_else_is_refused(fitted: Fitted, tmp_path: Path) -> N
 def test_vectors_may_lie_anywhere_in_memory(fitted: Fitted) -> None:
     strided = torch.empty(2 * len(fitted.vectors), fitted.vectors.shape[1])[::2]
     strided.copy_(fitted.vectors)
-    np.testing.assert_array_equal(fitted.codebook.encode(strided), fitted.codes)
+    np.testing.assert_array_equal(fitted.codebook.encode(strided)[0], fitted.codes)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("cut", [[], [1000, 1007]])
+def test_the_shortlist_is_ranked_by_projected_vectors(fitted: Fitted, bits: int, cut: list[int]) -> None:
+    """Against the vectors themselves: only what lies within the rounding may be in another order."""
+    whole = ScalarCodebook.fit(fitted.projection, 16, fitted.vectors, eight_bits=bits == 8)
+    ranges = whole.ranges if bits == 8 else no_ranges(whole.dimensions)
+    whole = ScalarCodebook(whole.center, whole.documents, whole.queries, ranges)
+    (codes,) = whole.encode(fitted.vectors)
+    assert codes.shape == (3000, whole.dimensions * bits // 8)
+    shortlist = Shortlist(np.split(codes, cut), ranges)
+    queries = whole.weigh(fold_queries(fitted.queries, fitted.standardisation))
+    rng = np.random.default_rng(0)
+    numbers = np.stack([rng.permutation(3000)[:700] for _ in range(len(queries))])
+    numbers[3, 5:] = -1
+    best = shortlist.best(queries, numbers, 20)
+    assert best.shape == (64, 20)
+    assert sorted(best[3, :5]) == sorted(numbers[3, :5])
+    assert (best[3, 5:] == -1).all()
+    scores = queries.astype(np.float64) @ whole.points(fitted.vectors).T
+    steps = ranges[1] / 255 if bits == 8 else np.abs(whole.points(fitted.vectors)).max(axis=0) * 2**-10
+    for query in (0, 1, 2, *range(4, 64)):
+        rounding = float(np.abs(queries[query]) @ steps)
+        found = scores[query, best[query]]
+        assert np.all(np.diff(found) <= rounding)
+        others = np.setdiff1d(numbers[query], best[query])
+        assert scores[query, others].max() <= found.min() + rounding

@@ -77,17 +77,6 @@ def test_a_document_that_float32_cannot_hold_is_named(tmp_path: Path) -> None:
     assert not directory.staging.exists()
 
 
-def test_candidates_by_hand_have_the_digits_that_reach_the_target(make_index: MakeIndex, documents: Gaussians) -> None:
-    few = make_index(documents, name="few", kind="fastscan", candidates=40).manifest()
-    many = make_index(documents, name="many", kind="fastscan", candidates=500).manifest()
-    for manifest in (few, many):
-        assert manifest.measured_recall is not None
-        assert manifest.measured_recall.recall >= 0.98
-    assert few.codes is not None
-    assert many.codes is not None
-    assert few.codes.code_bytes > many.codes.code_bytes
-
-
 def test_more_digits_are_tried_where_those_predicted_miss_the_target(
     make_index: MakeIndex, documents: Gaussians, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +95,7 @@ def test_a_codebook_that_was_not_whole_is_fitted_anew(
     tmp_path: Path, documents: Gaussians, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
-    stopped_build(corpus, directory, BuildOptions(kind=FASTSCAN), monkeypatch, index.build_codes, "_scan")
+    stopped_build(corpus, directory, BuildOptions(kind=FASTSCAN), monkeypatch, index.build_codes, "_ladder")
     (path,) = directory.codebooks.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -117,7 +106,7 @@ def test_a_codebook_that_was_not_whole_is_fitted_anew(
 
 def test_an_index_below_the_least_recall_is_not_called_up_to_date(tmp_path: Path, documents: Gaussians) -> None:
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
-    few = BuildOptions(kind=FASTSCAN, code_bytes=3, candidates=12)
+    few = BuildOptions(kind=FASTSCAN, target_recall=0.5)
     build_index([corpus], directory, few)
     with pytest.raises(BuildError, match="below --min-recall"):
         build_index([corpus], directory, few.model_copy(update={"min_recall": 0.95}))
@@ -135,7 +124,7 @@ def documents() -> Gaussians:
 
 
 def test_code_length_and_candidates_by_hand(make_index: MakeIndex, documents: Gaussians) -> None:
-    manifest = make_index(documents, kind="fastscan", code_bytes=5, candidates=33).manifest()
+    manifest = make_index(documents, kind="fastscan", code_bytes=5, candidates=33, target_recall=0.5).manifest()
     assert manifest.codes is not None
     assert manifest.measured_recall is not None
     assert (manifest.codes.code_bytes, manifest.codes.candidates, manifest.measured_recall.candidates) == (
@@ -143,11 +132,13 @@ def test_code_length_and_candidates_by_hand(make_index: MakeIndex, documents: Ga
         [[10, 33]],
         33,
     )
-    assert 0.2 < manifest.measured_recall.recall < 0.99
+    # Found are no more than it takes.
+    assert 0.5 <= manifest.measured_recall.recall < 0.99
+    assert 1 <= manifest.codes.breadth < 10
 
 
 def test_a_higher_target_takes_more(make_index: MakeIndex, documents: Gaussians) -> None:
-    candidates = {}
+    found = {}
     for target in (0.5, 0.9, 0.999):
         codes = (
             make_index(documents, name=str(target), kind="fastscan", target_recall=target, code_bytes=8)
@@ -155,15 +146,15 @@ def test_a_higher_target_takes_more(make_index: MakeIndex, documents: Gaussians)
             .codes
         )
         assert codes is not None
-        candidates[target] = codes.candidates[0][1]
-    assert candidates[0.5] < candidates[0.9] < candidates[0.999]
+        found[target] = codes.candidates[0][1] * codes.breadth
+    assert found[0.5] < found[0.9] < found[0.999]
 
 
 def test_another_target_does_not_go_on_with_an_unfinished_build(
     tmp_path: Path, documents: Gaussians, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
-    stopped_build(corpus, directory, BuildOptions(kind=FASTSCAN), monkeypatch, index.build_codes, "_scan")
+    stopped_build(corpus, directory, BuildOptions(kind=FASTSCAN), monkeypatch, index.build_codes, "_ladder")
     with pytest.raises(BuildError, match="another target_recall"):
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, target_recall=0.9))
 
@@ -219,7 +210,7 @@ def test_codebooks_that_no_generation_needs_are_removed(tmp_path: Path, document
 def test_candidates_for_other_numbers_of_results(candidates: list[list[int]], top_k: int, expected: int) -> None:
     entry = FileEntry(bytes=1, blake3="0" * 64)
     name = "0" * 12 + "-00000001-00064.safetensors"
-    codes = CodesRecord(codebook=name, file=entry, code_bytes=32, dimensions=9, candidates=candidates)
+    codes = CodesRecord(codebook=name, file=entry, code_bytes=32, dimensions=9, candidates=candidates, breadth=1.0)
     assert codes.candidates_for(top_k) == expected
 
 
@@ -244,6 +235,7 @@ def test_the_service_says_what_it_scans_and_answers_exactly_where_asked(
         "bytes_per_document": 4,
         "dimensions": described["codes"]["dimensions"],
         "candidates": [[10, 20]],
+        "breadth": described["codes"]["breadth"],
         "graph": None,
         "lists": None,
     }
