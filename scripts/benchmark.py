@@ -21,6 +21,9 @@ service   `gaussearch serve` over HTTP in a closed loop, over the engine in-proc
 build     build_index from a file to a published, checksummed and synced index, over a loop that encodes arrays in
           memory and adds them to one IndexFlatIP; and the peak memory of `gaussearch build` at two sizes of corpus.
 encoding  encode_documents on a CUDA device, over a copy of as many bytes within its memory.
+curves    recall against latency of every kind, of FAISS, and of the peers that are installed (the extra `peers`), with
+          build time, bytes of a document and peak memory; scripts/benchmark_plot.py draws them. Takes half an hour.
+growth    the same of our kinds from 10,000 documents on. Takes half an hour up to 1,000,000.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from typing import Any
 
 import torch
 from benchmark_build import MEMORY_IS_SHOWN, build_part, memory_part
+from benchmark_curves import curves_part, growth_part
 from benchmark_data import Data
 from benchmark_engine import encoding_part, engine_part
 from benchmark_kinds import kinds_part
@@ -48,10 +52,12 @@ from benchmark_service import service_part
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("quality", "engine", "kinds", "service", "build", "encoding")
+PARTS = ("quality", "engine", "kinds", "service", "build", "encoding", "curves", "growth")
+LONG_PARTS = ("curves", "growth")
 ROUNDS = {"engine": 15, "kinds": 15, "service": 9, "build": 15, "encoding": 15}
 DOCUMENTS = 117_659
 LARGE = 1_000_000
+GROWTH = [10_000, 100_000, 1_000_000]
 HEADINGS = ("setting", "measure", "median", "quartiles", "p50 / p99, ms", "target")
 NUMBERS = HEADINGS[2:5]
 
@@ -128,7 +134,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--documents", type=int, help="size of the corpus (default 117659, or that of --corpus)")
-    add("--parts", type=_parts, default=list(PARTS), help=f"what to measure (default {','.join(PARTS)})")
+    add(
+        "--parts",
+        type=_parts,
+        default=[part for part in PARTS if part not in LONG_PARTS],
+        help=f"what to measure, of {', '.join(PARTS)} (default all but the last two, which take an hour)",
+    )
     add("--corpus", type=Path, help="documents to use, in any format of a build (default: made from the sample)")
     add("--queries", type=Path, help="queries to use (default: the sample's, or the first 400 documents of --corpus)")
     add("--seconds", type=float, default=2.0, help="for each contender of a comparison (default %(default)s)")
@@ -142,6 +153,13 @@ def _options() -> argparse.Namespace:
         help="sizes of corpus at which a build's memory is measured (default %(default)s)",
     )
     add("--kinds-documents", type=int, nargs="+", help=f"sizes of corpus for kinds (default that and {LARGE})")
+    add(
+        "--growth-documents",
+        type=int,
+        nargs="+",
+        default=GROWTH,
+        help="sizes of corpus for growth (default %(default)s)",
+    )
     add("--memory-segment", type=int, default=25_000, help="its documents per segment (default %(default)s)")
     add("--scratch", type=Path, help="folder for temporary files, a few gigabytes (default: the system's)")
     add("--json", type=Path, help="file to write all figures to")
@@ -174,6 +192,10 @@ def _run(part: str, data: Data, documents: int, folder: Path, options: argparse.
     elif part == "kinds":
         sizes = options.kinds_documents or sorted({documents, max(documents, LARGE)})
         yield from kinds_part(data, sizes, folder, options.seconds, rounds)
+    elif part == "curves":
+        yield from curves_part(data, documents, folder)
+    elif part == "growth":
+        yield from growth_part(data, options.growth_documents, folder)
     elif part == "service":
         yield from service_part(data, documents, folder, options.seconds, rounds)
     elif part == "build":
