@@ -36,12 +36,13 @@ FORCED = 1
 ENCODED_BYTES = 1 << 30
 
 
-def searching(searcher: LocalSearcher, queries: Gaussians, batch: int, candidates: int | None = None) -> Contender:
+def searching(searcher: LocalSearcher, queries: Gaussians, batch: int, **options: int) -> Contender:
     """Searches as the product does it: encoding, scan, exact scores, and proof where the kind has one."""
     asked = itertools.cycle(_batches(queries, batch))
+    effort: dict[str, Any] = {**options}
 
     def search() -> int:
-        searcher.search(next(asked), TOP_K, candidates=candidates)
+        searcher.search(next(asked), TOP_K, **effort)
         return batch
 
     return repeating(search)

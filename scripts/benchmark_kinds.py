@@ -1,7 +1,8 @@
-"""Kind fastscan against what FAISS offers for the same job, each at the same recall of the same queries.
+"""The approximate kinds against what FAISS offers for the same job, each at the same recall of the same queries.
 
-Everyone may use as many candidates as reach the floor, and FAISS whichever width of code is fastest then: the kind is
-held against `PQ…x4fs,RFlat` as an expert would set it up, not against IndexFlatIP alone, which is easily beaten.
+Everyone may use as many candidates, or lists, as reach the floor, and FAISS whichever width of code is fastest then:
+kinds are held against `PQ…x4fs,RFlat` as an expert would set it up, not against IndexFlatIP alone, which is easily
+beaten; and graphs against graphs on vectors that have been made fit for them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,25 @@ import torch
 from benchmark_build import GAUSSEARCH
 from benchmark_data import Data, write_gaussians
 from benchmark_engine import FORCED, TOP_K, faiss_default_threshold, flat_index, scanning, searching, torch_threads
+from benchmark_floor import Corpus, best_quantised, fewest_candidates, first_of, least_effort
 from benchmark_measure import Contender, Figure, once, take_turns
+from benchmark_peers import EF_CONSTRUCTION, M, prepared
 from benchmark_service import HERE, LoadGenerator, free_port, running, write_naive
 
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index.manifest import IndexKind
 
 FLOOR, BATCH_FLOOR = 0.99, 0.98
-CANDIDATES = sorted({round(value) for value in np.geomspace(TOP_K, 8000, 60)})
-NUMBERS_PER_DIGIT = (2, 3, 4, 6)
-TRAINED_ON = 65_536
+FLOORS = {0.99: (50.0, 4.0), 0.95: (100.0, 8.0)}
+"""Of recall, with how many times faster than IndexFlatIP and than FAISS's best the best kind is to be then, of
+SUBLINEAR documents or more."""
+SUBLINEAR = 1_000_000
+APPROXIMATE = (IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW)
+BEAMS = sorted({round(value) for value in np.geomspace(TOP_K, 4000, 50)})
 BATCH = 32
 BUILDS = 3
 QUERIES = 500
 """Queries of each corpus, spread over those that there are: tuning asks all of them, again and again."""
-TIMED = 100
 HTTP_DOCUMENTS = 200_000
 """Above so many the service that anyone would write takes too long to be worth waiting for."""
 
@@ -44,37 +48,24 @@ Vectors = npt.NDArray[np.float32]
 Found = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """One size of corpus: both kinds of index, FAISS's flat one of 3k+1 numbers, and the queries' true top ten."""
-
-    directories: dict[str, IndexDirectory]
-    flat: Any
-    queries: Gaussians
-    encoded: Vectors
-    truth: list[set[int]]
-
-    def recall(self, found: Found | list[Found]) -> float:
-        """The share of the true top ten among what was found for each query."""
-        return float(
-            np.mean([len(its & set(map(int, row))) / TOP_K for its, row in zip(self.truth, found, strict=True)])
-        )
-
-
 def kinds_part(data: Data, sizes: list[int], folder: Path, seconds: float, rounds: int) -> Iterator[Figure]:
     """Latency, throughput, memory and time to build, for corpora of several sizes.
 
     Every second query is given to the build, and the others are what everything is measured with.
     """
-    given = write_gaussians(folder / "queries.parquet", data.queries[::2])
-    measured = data.queries[1::2]
-    measured = measured[torch.arange(0, len(measured), max(1, len(measured) // QUERIES))]
     for documents in sizes:
+        queries = data.queries_about(documents, 4 * QUERIES)
+        given = write_gaussians(folder / "queries.parquet", queries[::2])
+        measured = queries[1::2]
+        measured = measured[torch.arange(0, len(measured), max(1, len(measured) // QUERIES))]
         corpus_file = data.write_parquet(folder / "corpus.parquet", documents, with_text=documents <= HTTP_DOCUMENTS)
         setting = f"{documents:,} documents"
         yield from _building(corpus_file, given, folder, setting)
         corpus = _open(folder, measured)
         yield from _alone(corpus, setting, seconds, rounds)
+        yield from _best_kind(corpus, setting, seconds, rounds)
+        if documents <= HTTP_DOCUMENTS:
+            yield from _graphs(corpus, setting, seconds, rounds)
         yield from _together(corpus, setting, seconds, rounds)
         yield from _sizes(corpus, setting)
         if documents <= HTTP_DOCUMENTS:
@@ -96,17 +87,19 @@ def _building(corpus: Path, given: Path, folder: Path, setting: str) -> Iterator
 
         return once(build, lambda: None)
 
+    for kind in (IndexKind.IVF_FASTSCAN, IndexKind.HNSW):
+        yield Figure.of("kinds", setting, f"build of {kind}", builds(kind)(0.0).seconds, "s")
     series = take_turns({"flat": builds("flat"), "fastscan": builds("fastscan")}, seconds=0.0, rounds=BUILDS)
-    for kind, one in series.items():
-        yield Figure.of("kinds", setting, f"build of {kind}", one.rate(), "documents/s")
+    for name, one in series.items():
+        yield Figure.of("kinds", setting, f"build of {name}", one.rate(), "documents/s")
     time_taken = series["flat"].over(series["fastscan"])
     yield Figure.of("kinds", setting, "time to build fastscan over flat", time_taken, "ratio", at_most=2.0)
 
 
 def _open(folder: Path, queries: Gaussians) -> Corpus:
-    directories = {kind: IndexDirectory(folder / kind) for kind in ("flat", "fastscan")}
-    flat, encoded = flat_index(directories["flat"], queries)
-    searcher = LocalSearcher(directories["flat"], device="cpu", verify=False)
+    directories = {kind: IndexDirectory(folder / kind) for kind in (IndexKind.FLAT, *APPROXIMATE)}
+    flat, encoded = flat_index(directories[IndexKind.FLAT], queries)
+    searcher = LocalSearcher(directories[IndexKind.FLAT], device="cpu", verify=False)
     truth = [set(ranking.documents.tolist()) for ranking in searcher.search(queries, TOP_K)]
     return Corpus(directories, flat, queries, encoded, truth)
 
@@ -115,12 +108,12 @@ def _alone(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterato
     """One query at a time on one thread."""
     setting = f"{setting}, one query, one thread"
     faiss.omp_set_num_threads(1)
-    searcher = LocalSearcher(corpus.directories["fastscan"], device="cpu", threads=1, verify=False)
-    candidates = _fewest(corpus, searcher, FLOOR)
-    quantised, default = _best_quantised(corpus, FLOOR), faiss_default_threshold()
+    searcher = LocalSearcher(corpus.directories[IndexKind.FASTSCAN], device="cpu", threads=1, verify=False)
+    candidates = fewest_candidates(corpus, searcher, FLOOR)
+    quantised, default = best_quantised(corpus, FLOOR), faiss_default_threshold()
     contenders = {
-        "fastscan": searching(searcher, corpus.queries, 1, candidates),
-        "fastscan, 10 candidates": searching(searcher, corpus.queries, 1, TOP_K),
+        "fastscan": searching(searcher, corpus.queries, 1, candidates=candidates),
+        "fastscan, 10 candidates": searching(searcher, corpus.queries, 1, candidates=TOP_K),
         "IndexFlatIP": scanning(corpus.flat, corpus.encoded, 1, 1, default),
     }
     if quantised is not None:
@@ -149,14 +142,73 @@ def _alone(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterato
     yield Figure.of("kinds", setting, "candidates", float(candidates), "documents")
 
 
+def _best_kind(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterator[Figure]:
+    """Every kind at each floor, one query at a time on one thread, and the best of them over what FAISS does."""
+    default, documents = faiss_default_threshold(), corpus.flat.ntotal
+    for floor, (over_flat, over_best) in FLOORS.items():
+        its = f"{setting}, recall@10 at least {floor}"
+        faiss.omp_set_num_threads(1)
+        contenders = {"IndexFlatIP": scanning(corpus.flat, corpus.encoded, 1, 1, default)}
+        for kind in APPROXIMATE:
+            searcher = LocalSearcher(corpus.directories[kind], device="cpu", threads=1, verify=False)
+            effort, recall = least_effort(corpus, searcher, floor)
+            if recall >= floor:
+                contenders[kind] = searching(searcher, corpus.queries, 1, **effort)
+        quantised = best_quantised(corpus, floor)
+        if quantised is not None:
+            contenders[quantised.name] = scanning(quantised, quantised.padded(corpus.encoded), 1, 1, default)
+        with torch_threads(1):
+            series = take_turns(contenders, seconds=seconds * len(contenders), rounds=rounds)
+        for name, one in series.items():
+            yield Figure.rate("kinds", its, name, one, "queries/s")
+        best = max((kind for kind in APPROXIMATE if kind in series), key=lambda kind: series[kind].rate().median)
+        large = documents >= SUBLINEAR
+        ratio = series[best].over(series["IndexFlatIP"])
+        yield Figure.of("kinds", its, f"{best} over IndexFlatIP", ratio, "ratio", at_least=over_flat if large else None)
+        if quantised is not None:
+            ratio, least = series[best].over(series[quantised.name]), over_best if large else None
+            yield Figure.of("kinds", its, f"{best} over FAISS's best", ratio, "ratio", at_least=least)
+
+
+def _graphs(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterator[Figure]:
+    """Kind hnsw over FAISS's HNSW on centred and lengthened vectors, with the same M and efConstruction."""
+    memory = faiss.rev_swig_ptr(corpus.flat.get_xb(), corpus.flat.ntotal * corpus.flat.d).reshape(-1, corpus.flat.d)
+    documents, queries = prepared(memory, corpus.encoded)
+    index: Any = faiss.IndexHNSWFlat(documents.shape[1], M)
+    index.hnsw.efConstruction = EF_CONSTRUCTION
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    index.add(documents)
+    searcher = LocalSearcher(corpus.directories[IndexKind.HNSW], device="cpu", threads=1, verify=False)
+    floor = min(FLOORS)
+
+    def recall(beam: int) -> float:
+        index.hnsw.efSearch = beam
+        return corpus.recall(index.search(queries, TOP_K)[1])
+
+    index.hnsw.efSearch = first_of(recall, floor, BEAMS)
+    effort, _ = least_effort(corpus, searcher, floor)
+    faiss.omp_set_num_threads(1)
+    contenders = {
+        "hnsw": searching(searcher, corpus.queries, 1, **effort),
+        "HNSW on prepared vectors": scanning(index, queries, 1, 1, faiss_default_threshold()),
+    }
+    with torch_threads(1):
+        series = take_turns(contenders, seconds=seconds * len(contenders), rounds=rounds)
+    its = f"{setting}, graphs, M {M}, efConstruction {EF_CONSTRUCTION}, recall@10 at least {floor}"
+    for name, one in series.items():
+        yield Figure.rate("kinds", its, name, one, "queries/s")
+    ratio = series["hnsw"].over(series["HNSW on prepared vectors"])
+    yield Figure.of("kinds", its, "hnsw over HNSW on prepared vectors", ratio, "ratio", at_least=2.0)
+
+
 def _together(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterator[Figure]:
     """Batches on all threads."""
     setting = f"{setting}, batches of {BATCH}, all threads"
-    searcher = LocalSearcher(corpus.directories["fastscan"], device="cpu", verify=False)
-    candidates = _fewest(corpus, searcher, BATCH_FLOOR)
+    searcher = LocalSearcher(corpus.directories[IndexKind.FASTSCAN], device="cpu", verify=False)
+    candidates = fewest_candidates(corpus, searcher, BATCH_FLOOR)
     default = faiss_default_threshold()
     contenders = {
-        "fastscan": searching(searcher, corpus.queries, BATCH, candidates),
+        "fastscan": searching(searcher, corpus.queries, BATCH, candidates=candidates),
         "IndexFlatIP": scanning(corpus.flat, corpus.encoded, BATCH, None, default),
         "IndexFlatIP, BLAS forced": scanning(corpus.flat, corpus.encoded, BATCH, None, FORCED),
     }
@@ -170,7 +222,7 @@ def _together(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iter
 
 def _sizes(corpus: Corpus, setting: str) -> Iterator[Figure]:
     """Bytes scanned, and memory that a process takes to search."""
-    manifest = corpus.directories["fastscan"].manifest()
+    manifest = corpus.directories[IndexKind.FASTSCAN].manifest()
     if manifest.codes is not None:
         scanned = 4.0 * corpus.flat.d / manifest.codes.code_bytes
         yield Figure.of("kinds", setting, "bytes scanned, IndexFlatIP over fastscan", scanned, "ratio", at_least=20.0)
@@ -178,7 +230,12 @@ def _sizes(corpus: Corpus, setting: str) -> Iterator[Figure]:
     for kind, size in taken.items():
         yield Figure.of("kinds", setting, f"memory of {kind}", size / manifest.documents, "bytes/document")
     yield Figure.of(
-        "kinds", setting, "memory, flat over fastscan", taken["flat"] / taken["fastscan"], "ratio", at_least=8.0
+        "kinds",
+        setting,
+        "memory, flat over fastscan",
+        taken[IndexKind.FLAT] / taken[IndexKind.FASTSCAN],
+        "ratio",
+        at_least=8.0,
     )
 
 
@@ -186,10 +243,10 @@ def _over_http(
     corpus: Corpus, data: Data, documents: int, folder: Path, seconds: float, rounds: int
 ) -> Iterator[Figure]:
     """The service with the kind, at the floor's candidates, and the one that anyone would write."""
-    candidates = _fewest(corpus, LocalSearcher(corpus.directories["fastscan"], verify=False), FLOOR)
+    candidates = fewest_candidates(corpus, LocalSearcher(corpus.directories[IndexKind.FASTSCAN], verify=False), FLOOR)
     write_naive(data, documents, folder)
     ports = {name: free_port() for name in ("gaussearch", "naive")}
-    path = str(corpus.directories["fastscan"].path)
+    path = str(corpus.directories[IndexKind.FASTSCAN].path)
     ours = [*GAUSSEARCH, "serve", "--index", path, "--log-level", "warning", "--port", str(ports["gaussearch"])]
     naive = [sys.executable, str(HERE / "benchmark_naive.py"), "--folder", str(folder), "--port", str(ports["naive"])]
     with (
@@ -204,81 +261,6 @@ def _over_http(
         yield Figure.rate("kinds", setting, name, one, "requests/s")
     ratio = series["gaussearch"].over(series["naive"])
     yield Figure.of("kinds", setting, "fastscan over the naive service", ratio, "ratio", at_least=15.0)
-
-
-def _fewest(corpus: Corpus, searcher: LocalSearcher, floor: float) -> int:
-    """The fewest candidates of the ladder with which the searcher reaches the floor, or most."""
-
-    def recall(candidates: int) -> float:
-        found = searcher.search(corpus.queries, TOP_K, candidates=candidates)
-        return corpus.recall([ranking.documents for ranking in found])
-
-    return _first(recall, floor)
-
-
-def _first(recall: Callable[[int], float], floor: float) -> int:
-    """The first of the ladder with which a recall that grows with it reaches the floor, or the last."""
-    low, high = 0, len(CANDIDATES) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if recall(CANDIDATES[middle]) >= floor else (middle + 1, high)
-    return int(CANDIDATES[low])
-
-
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """`PQ…x4fs,RFlat` of FAISS on vectors padded to what its digits divide, at its fewest candidates."""
-
-    index: Any
-    digits: int
-    factor: float
-    recall: float
-
-    @property
-    def name(self) -> str:
-        return f"PQ{self.digits}x4fs,RFlat, k_factor {self.factor:g}"
-
-    def search(self, queries: Vectors, count: int) -> tuple[Vectors, Found]:
-        self.index.k_factor = self.factor
-        found: tuple[Vectors, Found] = self.index.search(queries, count)
-        return found
-
-    def padded(self, vectors: Vectors) -> Vectors:
-        return np.pad(vectors, ((0, 0), (0, self.index.d - vectors.shape[1])))
-
-
-def _best_quantised(corpus: Corpus, floor: float) -> Quantised | None:
-    """The width of code with which FAISS reaches the floor fastest; None where it does with none."""
-    fastest: Quantised | None = None
-    least = np.inf
-    memory = faiss.rev_swig_ptr(corpus.flat.get_xb(), corpus.flat.ntotal * corpus.flat.d).reshape(-1, corpus.flat.d)
-    for numbers in NUMBERS_PER_DIGIT:
-        digits = -(-corpus.flat.d // numbers)
-        digits += digits % 2
-        vectors = np.pad(memory, ((0, 0), (0, digits * numbers - corpus.flat.d)))
-        faiss.omp_set_num_threads(os.cpu_count() or 1)
-        index = faiss.index_factory(vectors.shape[1], f"PQ{digits}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT)
-        index.train(vectors[:: max(1, len(vectors) // TRAINED_ON)])
-        index.add(vectors)
-        del vectors
-        queries = np.pad(corpus.encoded, ((0, 0), (0, index.d - corpus.flat.d)))
-
-        def recall(candidates: int, index: Any = index, digits: int = digits, queries: Vectors = queries) -> float:
-            return corpus.recall(Quantised(index, digits, candidates / TOP_K, 0.0).search(queries, TOP_K)[1])
-
-        candidates = _first(recall, floor)
-        tried = Quantised(index, digits, candidates / TOP_K, recall(candidates))
-        faiss.omp_set_num_threads(1)
-        seconds = _seconds(tried, queries[:TIMED])
-        if tried.recall >= floor and seconds < least:
-            least, fastest = seconds, tried
-    return fastest
-
-
-def _seconds(tried: Quantised, queries: Vectors) -> float:
-    started = time.perf_counter()
-    tried.search(queries, TOP_K)
-    return time.perf_counter() - started
 
 
 _MEASURE_MEMORY = """
