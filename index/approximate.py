@@ -7,6 +7,8 @@ from index.code_scanning import ApproximateScanner, CodeScanner
 from index.codebook import Codebook
 from index.encoding import Standardisation
 from index.errors import CorruptIndexError
+from index.factory_codebook import FactoryCodebook
+from index.factory_scanning import FactoryScanner
 from index.graph import Graph
 from index.graph_scanning import GraphScanner
 from index.list_scanning import ListScanner
@@ -35,6 +37,10 @@ def open_approximate(
         scalar = directory.codebook(codes, ScalarCodebook)
         graph = Graph(path, [scalar.read(each.folder, len(each)) for each in segments], scalar.ranges)
         return GraphScanner(graph, scalar, standardisation, codes.breadth, threads)
+    if codes.factory is not None:
+        projection = directory.codebook(codes, FactoryCodebook)
+        indexes = [projection.read(each.folder, len(each)) for each in segments]
+        return FactoryScanner(indexes, projection, standardisation, threads)
     codebook = directory.codebook(codes, Codebook)
     read = [codebook.read(segment.folder, len(segment)) for segment in segments]
     shortlist = Shortlist([codebook.map_projected(each.folder, len(each)) for each in segments], codebook.ranges)

@@ -3,6 +3,7 @@
 import torch
 
 from index.build_codes import build_codes
+from index.build_factory import build_factory
 from index.build_fit import CodedIndex, Fitting
 from index.build_graph import build_graph
 from index.build_lists import build_lists
@@ -18,4 +19,6 @@ def build_approximate(fitting: Fitting, kind: IndexKind, device: torch.device) -
         return build_graph(fitting)
     if kind is IndexKind.IVF_FASTSCAN:
         return build_lists(fitting, device)
+    if kind is IndexKind.FAISS:
+        return build_factory(fitting)
     return build_codes(fitting)

@@ -22,7 +22,8 @@ class BuildOptions(BaseModel):
         Field(
             description="Index kind: flat scans every document's vector and is exact; fastscan scans codes "
             "ten to forty times as small, ivf-fastscan those in the lists nearest to the query, hnsw walks a graph and "
-            "looks at some thousands of documents, and these three score the best exactly; auto chooses by corpus size "
+            "looks at some thousands of documents, faiss takes an index of FAISS's factory, and all but flat score the "
+            "best exactly; auto chooses by corpus size "
             "and target recall, and says why."
         ),
     ] = IndexKind.FLAT
@@ -72,6 +73,10 @@ class BuildOptions(BaseModel):
     ] = None
     nprobe: Annotated[
         int | None, Field(ge=1, description="Lists that a query of ivf-fastscan looks into; chosen if not set.")
+    ] = None
+    factory: Annotated[
+        str | None,
+        Field(description="String of FAISS's index factory for kind faiss, such as IVF256,SQ8, in projected space."),
     ] = None
     encoding: Annotated[
         Encoding,

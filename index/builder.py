@@ -31,6 +31,7 @@ from index.duplicates import read_ids, require_unique_ids
 from index.durable import Syncer, SyncError, write_atomically
 from index.encoding import MomentAccumulator, Standardisation
 from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
+from index.factory import check_factory
 from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
 from index.progress import Progress, SilentProgress
 from index.scanning import SCANNED
@@ -85,6 +86,10 @@ def build_index(
             raise BuildError(f"{rejected_to} is one of the sources; name another file for rejected rows")
         progress.phase("checking the corpus for changes", None)
         stamps = corpus.stamps()
+        if options.kind is IndexKind.FAISS:
+            if options.factory is None:
+                raise BuildError("--kind faiss needs --factory, a string of FAISS's index factory, such as IVF256,SQ8")
+            check_factory(options.factory)
         approximate = options.kind is not IndexKind.FLAT
         queries = read_queries(options.queries, corpus) if options.queries and approximate else None
         plan = _plan(corpus, options, queries.digest if queries else None)
@@ -207,17 +212,16 @@ class _Build:
         try:
             fitting = Fitting.of(staging, store, standardisation, queries, encode, self.progress)
             coded = build_approximate(fitting, kind, self.device)
-        except InvalidGaussiansError as error:
-            # A document that no vector holds is found, and named, by encoding all of them.
-            encode(FlatForm(SCANNED))
-            where = self.queries.file if self.queries else "the corpus"
-            raise SourceError(f"{where}: a query cannot be encoded: {error}. Leave it out") from error
-        try:
             require_recall(coded.recall, self.min_recall)
         except BuildError:
             # The same command would fail the same way, and must not stand in the way of another.
             staging.discard()
             raise
+        except InvalidGaussiansError as error:
+            # A document that no vector holds is found, and named, by encoding all of them.
+            encode(FlatForm(SCANNED))
+            where = self.queries.file if self.queries else "the corpus"
+            raise SourceError(f"{where}: a query cannot be encoded: {error}. Leave it out") from error
         return {
             "encoding": SCANNED,
             "segments": coded.segments,
@@ -291,6 +295,8 @@ def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPl
             names += ["hnsw_m", "hnsw_ef_construction"]
         if options.kind in (IndexKind.IVF_FASTSCAN, IndexKind.AUTO):
             names += ["lists", "nprobe"]
+        if options.kind is IndexKind.FAISS:
+            names += ["factory"]
         of_codes = {"queries": queries, **{name: getattr(options, name) for name in names}}
     return BuildPlan(
         corpus=corpus.digest(),

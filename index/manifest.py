@@ -19,6 +19,7 @@ from index.encoding import Encoding, Standardisation
 __all__ = [
     "FORMAT_VERSION",
     "CodesRecord",
+    "FactoryRecord",
     "FileEntry",
     "GraphRecord",
     "IndexKind",
@@ -47,6 +48,7 @@ class IndexKind(StrEnum):
     FASTSCAN = "fastscan"
     HNSW = "hnsw"
     IVF_FASTSCAN = "ivf-fastscan"
+    FAISS = "faiss"
     AUTO = "auto"
     """One of the others, as the build decides: of no index that is there."""
 
@@ -152,9 +154,14 @@ class ListsRecord(_Strict):
     lists: PositiveInt
     nprobe: Pairs
 
-    def nprobe_for(self, top_k: int) -> int:
-        """How many lists a search for top_k documents looks into."""
-        return min(self.lists, _between(self.nprobe, top_k))
+
+class FactoryRecord(_Strict):
+    """What FAISS made the index of each segment of: a string of its factory, how many lists that has, if any, and pairs
+    of a top_k and how many of them are looked into."""
+
+    factory: str
+    lists: PositiveInt | None
+    nprobe: Pairs | None
 
 
 class CodesRecord(_Strict):
@@ -175,6 +182,17 @@ class CodesRecord(_Strict):
     breadth: Annotated[FiniteFloat, Field(ge=1)]
     graph: GraphRecord | None = None
     lists: ListsRecord | None = None
+    factory: FactoryRecord | None = None
+
+    @property
+    def list_count(self) -> int | None:
+        """How many lists there are to look into; None where there are none."""
+        return (self.lists or self.factory or _NO_LISTS).lists
+
+    def nprobe_for(self, top_k: int) -> int | None:
+        """How many lists a search for top_k documents looks into; None where there are none."""
+        its = self.lists or self.factory or _NO_LISTS
+        return None if its.nprobe is None or its.lists is None else min(its.lists, _between(its.nprobe, top_k))
 
     def candidates_for(self, top_k: int) -> int:
         """How many candidates a search for top_k documents takes."""
@@ -184,6 +202,9 @@ class CodesRecord(_Strict):
     def structure(self) -> GraphRecord | ListsRecord | None:
         """What makes it unnecessary to look at all documents, if anything does."""
         return self.graph or self.lists
+
+
+_NO_LISTS = FactoryRecord(factory="", lists=None, nprobe=None)
 
 
 def _between(pairs: list[list[int]], top_k: int) -> int:
@@ -259,4 +280,6 @@ class Manifest(_Strict):
         needed = {IndexKind.HNSW: GraphRecord, IndexKind.IVF_FASTSCAN: ListsRecord}.get(self.kind, NoneType)
         if not isinstance(structure, needed):
             raise ValueError(f"kind is {self.kind}, which does not go with its codes' graph or lists")
+        if (self.kind is IndexKind.FAISS) != (self.codes is not None and self.codes.factory is not None):
+            raise ValueError(f"kind is {self.kind}, which does not go with its codes' factory")
         return self

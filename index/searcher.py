@@ -126,7 +126,7 @@ class LocalSearcher:
         Raises InvalidOptionError for an nprobe below 1, or where documents are in no lists.
         """
         codes = self.manifest.codes
-        lists = codes.lists if codes is not None else None
+        lists = codes.list_count if codes is not None else None
         if nprobe is not None and lists is None:
             raise InvalidOptionError(f"nprobe is {nprobe}, but an index of kind {self.manifest.kind} has no lists")
         if nprobe is not None and nprobe < 1:
@@ -134,7 +134,7 @@ class LocalSearcher:
         if codes is None:
             return None
         taken = min(max(top_k, candidates or codes.candidates_for(top_k)), len(self))
-        return Effort(taken, None if lists is None else min(nprobe or lists.nprobe_for(top_k), lists.lists))
+        return Effort(taken, codes.nprobe_for(top_k) if nprobe is None or lists is None else min(nprobe, lists))
 
     def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
         """The same results by scoring every document in float64, without FAISS: the slow path, and the reference."""

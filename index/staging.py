@@ -47,6 +47,7 @@ class BuildPlan(BaseModel):
     hnsw_ef_construction: int | None = None
     lists: int | None = None
     nprobe: int | None = None
+    factory: str | None = None
 
     @property
     def id(self) -> str:

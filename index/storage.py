@@ -33,6 +33,7 @@ from index.errors import (
     IndexNotFoundError,
     UnsupportedFormatError,
 )
+from index.factory_codebook import FactoryCodebook
 from index.manifest import FORMAT_VERSION, CodesRecord, GraphRecord, ListsRecord, Manifest, SegmentEntry
 from index.scalar_codebook import ScalarCodebook
 from index.segments import Segment, open_segment, verify_segment
@@ -47,7 +48,7 @@ _STRUCTURE = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.(faiss|safetensors)
 _MANIFESTS = "[0-9]" * 8 + ".json"
 KEPT_GENERATIONS = 2
 
-AnyCodebook = TypeVar("AnyCodebook", Codebook, ScalarCodebook)
+AnyCodebook = TypeVar("AnyCodebook", Codebook, FactoryCodebook, ScalarCodebook)
 
 
 class IndexDirectory:
@@ -153,10 +154,12 @@ class IndexDirectory:
             verify_segment(self.segments / entry.id, entry)
         self.open_segments(manifest, verify=False)
         if manifest.codes is not None:
-            if manifest.codes.graph is None:
-                self.codebook(manifest.codes, Codebook)
-            else:
+            if manifest.codes.graph is not None:
                 self.codebook(manifest.codes, ScalarCodebook)
+            elif manifest.codes.factory is not None:
+                self.codebook(manifest.codes, FactoryCodebook)
+            else:
+                self.codebook(manifest.codes, Codebook)
             if manifest.codes.structure is not None:
                 self.structure(manifest.codes.structure, verify=True)
         return manifest

@@ -225,9 +225,12 @@ def _vector_rows(manifest: Manifest) -> dict[str, object]:
         if codes.graph is not None:
             graph = codes.graph
             rows["graph"] = f"{graph.links} links (M), chosen of {graph.construction} (efConstruction)"
-        if codes.lists is not None:
-            probes = ", ".join(f"{nprobe:,} for the top {top_k:,}" for top_k, nprobe in codes.lists.nprobe)
-            rows["lists"] = f"{codes.lists.lists:,}, of which a query looks into (nprobe) {probes}"
+        if codes.factory is not None:
+            rows["FAISS index"] = f"{codes.factory.factory}, one a segment"
+        its = codes.lists or codes.factory
+        if its is not None and its.nprobe is not None:
+            probes = ", ".join(f"{nprobe:,} for the top {top_k:,}" for top_k, nprobe in its.nprobe)
+            rows["lists"] = f"{its.lists:,}, of which a query looks into (nprobe) {probes}"
         return rows
     return {"encoding": f"{manifest.encoding} ({manifest.encoding.width(manifest.k)} numbers per document)"}
 

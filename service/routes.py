@@ -197,6 +197,7 @@ async def describe(request: Request) -> Response:
                 "breadth": codes.breadth,
                 "graph": graph and {"m": graph.links, "ef_construction": graph.construction},
                 "lists": lists and {"lists": lists.lists, "nprobe": lists.nprobe},
+                "factory": codes.factory and codes.factory.model_dump(),
             },
             "segments": len(manifest.segments),
             "bytes": sum(segment.bytes for segment in manifest.segments),

@@ -228,6 +228,14 @@ class ListsBody(BaseModel):
     nprobe: list[list[int]]
 
 
+class FactoryBody(BaseModel):
+    """What FAISS made of a string of its factory, and how many of its lists a query looks into, where it has any."""
+
+    factory: str
+    lists: int | None
+    nprobe: list[list[int]] | None
+
+
 class CodesBody(BaseModel):
     """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes, chosen of `breadth`
     times as many."""
@@ -238,6 +246,7 @@ class CodesBody(BaseModel):
     breadth: float
     graph: GraphBody | None
     lists: ListsBody | None
+    factory: FactoryBody | None
 
 
 class IndexResponse(BaseModel):

@@ -81,6 +81,7 @@ def test_the_index_knows_nothing_of_the_service_or_of_http() -> None:
 def test_faiss_is_imported_behind_a_few_seams_alone() -> None:
     assert {file for package in ("index", "service") for file, name in imports(package) if name == "faiss"} == {
         "index/codes.py",
+        "index/factory.py",
         "index/graph.py",
         "index/list_codes.py",
         "index/scalar_codes.py",

@@ -238,6 +238,7 @@ def test_the_service_says_what_it_scans_and_answers_exactly_where_asked(
         "breadth": described["codes"]["breadth"],
         "graph": None,
         "lists": None,
+        "factory": None,
     }
     queries = random_gaussians(30, 12, seed=9)
     body = {

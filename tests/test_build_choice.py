@@ -1,0 +1,49 @@
+"""What --kind auto builds, and what it says about it."""
+
+import pytest
+
+import index.build_choice
+from index.build_choice import choose_kind
+from index.manifest import IndexKind
+from tests.conftest import MakeIndex, random_gaussians
+
+
+@pytest.mark.parametrize(
+    ("documents", "k", "target", "kind"),
+    [
+        (4_000, 128, 0.99, IndexKind.FLAT),
+        (100, 1024, 0.99, IndexKind.FLAT),
+        (117_659, 128, 0.99, IndexKind.FASTSCAN),
+        (117_659, 2, 0.99, IndexKind.FLAT),
+        (5_000_000, 128, 0.99, IndexKind.IVF_FASTSCAN),
+        (5_000_000, 128, 0.999, IndexKind.FASTSCAN),
+    ],
+)
+def test_the_kind_follows_size_and_recall(documents: int, k: int, target: float, kind: IndexKind) -> None:
+    chosen, reason = choose_kind(documents, k, target)
+    assert chosen is kind
+    assert reason.startswith("auto: ")
+    assert f"{documents:,}" in reason
+
+
+@pytest.mark.parametrize(
+    ("flat", "scanned", "kind"),
+    [(1 << 22, 0, IndexKind.FLAT), (0, 10_000, IndexKind.FASTSCAN), (0, 0, IndexKind.IVF_FASTSCAN)],
+)
+def test_the_index_says_why(
+    make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, flat: int, scanned: int, kind: IndexKind
+) -> None:
+    monkeypatch.setattr(index.build_choice, "FLAT_NUMBERS", flat)
+    monkeypatch.setattr(index.build_choice, "SCANNED_DOCUMENTS", scanned)
+    manifest = make_index(random_gaussians(2000, 8, seed=4), kind="auto").manifest()
+    assert manifest.kind is kind
+    assert manifest.reason is not None
+    assert manifest.reason.startswith("auto: ")
+
+
+def test_what_no_kind_can_hold_is_flat_and_says_so(make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index.build_choice, "FLAT_NUMBERS", 0)
+    manifest = make_index(random_gaussians(20, 4), kind="auto").manifest()
+    assert manifest.kind is IndexKind.FLAT
+    assert manifest.reason is not None
+    assert manifest.reason.startswith("asked for auto, but ")
