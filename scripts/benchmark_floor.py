@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,10 +101,9 @@ class Quantised:
         return np.pad(vectors, ((0, 0), (0, self.index.d - vectors.shape[1])))
 
 
-def best_quantised(corpus: Corpus, floor: float) -> Quantised | None:
-    """The width of code with which FAISS reaches the floor fastest; None where it does with none."""
-    fastest: Quantised | None = None
-    least = np.inf
+def best_quantised(corpus: Corpus, floors: Iterable[float]) -> dict[float, Quantised]:
+    """The width of code with which FAISS reaches each floor fastest; without a floor that it reaches with none."""
+    fastest: dict[float, tuple[float, Quantised]] = {}
     memory = faiss.rev_swig_ptr(corpus.flat.get_xb(), corpus.flat.ntotal * corpus.flat.d).reshape(-1, corpus.flat.d)
     for numbers in NUMBERS_PER_DIGIT:
         digits = -(-corpus.flat.d // numbers)
@@ -120,13 +119,15 @@ def best_quantised(corpus: Corpus, floor: float) -> Quantised | None:
         def recall(candidates: int, index: Any = index, digits: int = digits, queries: Vectors = queries) -> float:
             return corpus.recall(Quantised(index, digits, candidates / TOP_K, 0.0).search(queries, TOP_K)[1])
 
-        candidates = first_of(recall, floor, CANDIDATES)
-        tried = Quantised(index, digits, candidates / TOP_K, recall(candidates))
-        faiss.omp_set_num_threads(1)
-        seconds = _seconds(tried, queries[:TIMED])
-        if tried.recall >= floor and seconds < least:
-            least, fastest = seconds, tried
-    return fastest
+        for floor in floors:
+            faiss.omp_set_num_threads(os.cpu_count() or 1)
+            candidates = first_of(recall, floor, CANDIDATES)
+            tried = Quantised(index, digits, candidates / TOP_K, recall(candidates))
+            faiss.omp_set_num_threads(1)
+            seconds = _seconds(tried, queries[:TIMED])
+            if tried.recall >= floor and seconds < fastest.get(floor, (np.inf, tried))[0]:
+                fastest[floor] = seconds, tried
+    return {floor: tried for floor, (_, tried) in fastest.items()}
 
 
 def _seconds(tried: Quantised, queries: Vectors) -> float:

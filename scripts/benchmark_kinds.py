@@ -22,7 +22,7 @@ import torch
 from benchmark_build import GAUSSEARCH
 from benchmark_data import Data, write_gaussians
 from benchmark_engine import FORCED, TOP_K, faiss_default_threshold, flat_index, scanning, searching, torch_threads
-from benchmark_floor import Corpus, best_quantised, fewest_candidates, first_of, least_effort
+from benchmark_floor import Corpus, Quantised, best_quantised, fewest_candidates, first_of, least_effort
 from benchmark_measure import Contender, Figure, once, take_turns
 from benchmark_peers import EF_CONSTRUCTION, M, prepared
 from benchmark_service import HERE, LoadGenerator, free_port, running, write_naive
@@ -62,14 +62,16 @@ def kinds_part(data: Data, sizes: list[int], folder: Path, seconds: float, round
         setting = f"{documents:,} documents"
         yield from _building(corpus_file, given, folder, setting)
         corpus = _open(folder, measured)
-        yield from _alone(corpus, setting, seconds, rounds)
-        yield from _best_kind(corpus, setting, seconds, rounds)
+        faiss_best = best_quantised(corpus, FLOORS)
+        yield from _alone(corpus, faiss_best, setting, seconds, rounds)
+        yield from _best_kind(corpus, faiss_best, setting, seconds, rounds)
         if documents <= HTTP_DOCUMENTS:
             yield from _graphs(corpus, setting, seconds, rounds)
         yield from _together(corpus, setting, seconds, rounds)
         yield from _sizes(corpus, setting)
         if documents <= HTTP_DOCUMENTS:
             yield from _over_http(corpus, data, documents, folder, seconds, rounds)
+        del faiss_best
         for directory in corpus.directories.values():
             shutil.rmtree(directory.path)
         corpus_file.unlink()
@@ -104,13 +106,15 @@ def _open(folder: Path, queries: Gaussians) -> Corpus:
     return Corpus(directories, flat, queries, encoded, truth)
 
 
-def _alone(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterator[Figure]:
+def _alone(
+    corpus: Corpus, faiss_best: dict[float, Quantised], setting: str, seconds: float, rounds: int
+) -> Iterator[Figure]:
     """One query at a time on one thread."""
     setting = f"{setting}, one query, one thread"
     faiss.omp_set_num_threads(1)
     searcher = LocalSearcher(corpus.directories[IndexKind.FASTSCAN], device="cpu", threads=1, verify=False)
     candidates = fewest_candidates(corpus, searcher, FLOOR)
-    quantised, default = best_quantised(corpus, FLOOR), faiss_default_threshold()
+    quantised, default = faiss_best.get(FLOOR), faiss_default_threshold()
     contenders = {
         "fastscan": searching(searcher, corpus.queries, 1, candidates=candidates),
         "fastscan, 10 candidates": searching(searcher, corpus.queries, 1, candidates=TOP_K),
@@ -142,7 +146,9 @@ def _alone(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterato
     yield Figure.of("kinds", setting, "candidates", float(candidates), "documents")
 
 
-def _best_kind(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterator[Figure]:
+def _best_kind(
+    corpus: Corpus, faiss_best: dict[float, Quantised], setting: str, seconds: float, rounds: int
+) -> Iterator[Figure]:
     """Every kind at each floor, one query at a time on one thread, and the best of them over what FAISS does."""
     default, documents = faiss_default_threshold(), corpus.flat.ntotal
     for floor, (over_flat, over_best) in FLOORS.items():
@@ -154,7 +160,7 @@ def _best_kind(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Ite
             effort, recall = least_effort(corpus, searcher, floor)
             if recall >= floor:
                 contenders[kind] = searching(searcher, corpus.queries, 1, **effort)
-        quantised = best_quantised(corpus, floor)
+        quantised = faiss_best.get(floor)
         if quantised is not None:
             contenders[quantised.name] = scanning(quantised, quantised.padded(corpus.encoded), 1, 1, default)
         with torch_threads(1):

@@ -190,7 +190,7 @@ def _lancedb(vectors: Vectors, folder: Path) -> tuple[Search, float]:
 
     def search(query: Vectors, setting: int) -> Found:
         asked = table.search(query[0]).distance_type("dot").nprobes(min(setting, partitions)).refine_factor(50)
-        return np.asarray(asked.select(["row"]).limit(TOP_K).to_arrow()["row"], dtype=np.int64)
+        return np.asarray(asked.select(["row", "_distance"]).limit(TOP_K).to_arrow()["row"], dtype=np.int64)
 
     return search, 4.0 * vectors.shape[1] + vectors.shape[1] / 4
 
