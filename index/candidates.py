@@ -31,11 +31,14 @@ class CandidateScorer:
     def scores(self, queries: Gaussians, documents: Numbers) -> Scores:
         """Exact -KL of each query and its candidates, numbers (b, c): (b, c), -infinity where there is none."""
         means, variances = in_float64(queries)
-        scores = np.empty(documents.shape)
         numbers = documents.shape[1] * 2 * self._store.k
+        if len(queries) * numbers < SHARED_NUMBERS:
+            scores = rescore(means, variances, *self._store.gaussians(documents))
+            scores[documents < 0] = -np.inf
+            return scores
+        scores = np.empty(documents.shape)
         step = max(1, GATHERED_NUMBERS // (numbers * self._threads))
-        if len(queries) * numbers >= SHARED_NUMBERS:
-            step = min(step, -(-len(queries) // self._threads))
+        step = min(step, -(-len(queries) // self._threads))
 
         def score(rows: slice) -> None:
             scores[rows] = rescore(means[rows], variances[rows], *self._store.gaussians(documents[rows]))

@@ -17,7 +17,7 @@ from index.codebook import Codebook
 from index.codes import CodeIndex, Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import Standardisation, fold_queries
+from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.scalar_codebook import Vectors
 from index.shortlist import Shortlist
@@ -31,6 +31,9 @@ SHARD_BYTES = 1 << 20
 
 ALONE = 2
 """Queries for each thread from which on several look at what was found: one takes a tenth of a millisecond."""
+
+
+NONE: Numbers = np.empty(0, dtype=np.int64)
 
 
 class ApproximateScanner(Protocol):
@@ -52,11 +55,14 @@ class QueryCoder(Protocol):
         """Folded query vectors (b, w), projected: (b, r), infinite where float32 cannot hold them."""
 
 
-def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vectors, npt.NDArray[np.bool_]]:
-    """Folded queries (b, w), projected (b, r), and which of them (b,) float32 cannot hold so; these are 0 there."""
+def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vectors, Numbers]:
+    """Folded queries (b, w), projected (b, r), and those (any,) that float32 cannot hold so, which are 0 there."""
     with torch_on_one_core():
         weights = coder.weigh(vectors)
-    unusable = np.asarray(~np.isfinite(weights).all(axis=1))
+    # One sum carries NaN and infinity through.
+    if math.isfinite(float(weights.sum())):
+        return weights, NONE
+    unusable: Numbers = np.flatnonzero(~np.isfinite(weights).all(axis=1))
     weights[unusable] = 0.0
     return weights, unusable
 
@@ -87,7 +93,7 @@ class CodeScanner:
     ) -> None:
         """Finds `breadth` times as many documents as are asked for, of which the shortlist chooses."""
         self._shortlist, self._breadth = shortlist, breadth
-        self._codebook, self._standardisation = codebook, standardisation
+        self._codebook, self._fold = codebook, QueryFolder(standardisation)
         together = np.concatenate(codes) if len(codes) > 1 else codes[0]
         shards = max(1, min(threads or available_cores(), together.nbytes // SHARD_BYTES))
         bounds = np.linspace(0, len(together), shards + 1).astype(np.int64).tolist()
@@ -104,7 +110,7 @@ class CodeScanner:
     def found(self, queries: Gaussians, count: int) -> tuple[Vectors, Numbers]:
         """The projected queries (b, r), and the `count` documents that codes take for the likeliest, likeliest first:
         numbers (b, c)."""
-        projected, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
+        projected, unusable = weighed(self._codebook, self._fold(queries))
         numbers = self._search(self._codebook.laid_out(projected), count)
         numbers[unusable] = -1
         return projected, numbers

@@ -9,7 +9,7 @@ import numpy as np
 from index.code_scanning import weighed
 from index.cores import available_cores
 from index.documents import Numbers
-from index.encoding import Standardisation, fold_queries
+from index.encoding import QueryFolder, Standardisation
 from index.factory import FactoryIndex
 from index.factory_codebook import FactoryCodebook
 from index.gaussians import Gaussians
@@ -28,7 +28,7 @@ class FactoryScanner:
         standardisation: Standardisation,
         threads: int | None,
     ) -> None:
-        self._indexes, self._codebook, self._standardisation = indexes, codebook, standardisation
+        self._indexes, self._codebook, self._fold = indexes, codebook, QueryFolder(standardisation)
         self._starts = np.cumsum([0, *map(len, indexes)]).tolist()
         self._pool = ThreadPoolExecutor(
             threads or available_cores(), "gaussearch-scan", initializer=set_threads, initargs=(1,)
@@ -36,7 +36,7 @@ class FactoryScanner:
 
     def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner; `nprobe` counts lists of each segment."""
-        weights, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
+        weights, unusable = weighed(self._codebook, self._fold(queries))
         search = partial(FactoryIndex.search, queries=weights, count=count, nprobe=nprobe)
         found = list(self._pool.map(search, self._indexes))
         scores = np.concatenate([its for its, _ in found], axis=1)

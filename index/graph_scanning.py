@@ -8,7 +8,7 @@ import numpy as np
 from index.code_scanning import weighed
 from index.cores import available_cores
 from index.documents import Numbers
-from index.encoding import Standardisation, fold_queries
+from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.graph import Graph
 from index.scalar_codebook import ScalarCodebook
@@ -32,7 +32,7 @@ class GraphScanner:
         threads: int | None,
     ) -> None:
         """`breadth` is efSearch over the candidates that a walk is to find."""
-        self._graph, self._codebook, self._standardisation = graph, codebook, standardisation
+        self._graph, self._codebook, self._fold = graph, codebook, QueryFolder(standardisation)
         self._breadth, self._threads = breadth, threads or available_cores()
         self._pool = ThreadPoolExecutor(
             max(1, self._threads - 1), "gaussearch-walk", initializer=set_threads, initargs=(1,)
@@ -44,7 +44,7 @@ class GraphScanner:
 
     def walk(self, queries: Gaussians, count: int, breadth: int) -> Numbers:
         """As `scan`, by walks of a given breadth."""
-        weights, unusable = weighed(self._codebook, fold_queries(queries, self._standardisation))
+        weights, unusable = weighed(self._codebook, self._fold(queries))
         threads = max(1, min(self._threads, len(weights) // ALONE))
         first, *others = np.array_split(weights, threads)
         pending = [self._pool.submit(self._graph.search, part, count, breadth) for part in others]

@@ -13,7 +13,7 @@ from index.codebook import Codebook
 from index.codes import Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import Standardisation, fold_queries
+from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.list_codes import CodeLists
 from index.lists import Lists
@@ -42,7 +42,7 @@ class ListScanner:
         self._codes = CodeLists(together, lists.members.astype(np.int64), len(lists.centroids), codebook.centroids)
         self._shortlist, self._breadth = shortlist, breadth
         self._centroids = torch.from_numpy(lists.centroids)
-        self._codebook, self._standardisation = codebook, standardisation
+        self._codebook, self._fold = codebook, QueryFolder(standardisation)
         self._threads = threads or available_cores()
         self._pool = ThreadPoolExecutor(
             max(1, self._threads - 1), "gaussearch-scan", initializer=set_threads, initargs=(1,)
@@ -50,7 +50,7 @@ class ListScanner:
 
     def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner; also -1 where the lists hold fewer documents than `count`."""
-        vectors = fold_queries(queries, self._standardisation)
+        vectors = self._fold(queries)
         projected, unusable = weighed(self._codebook, vectors)
         probes = self._probes(vectors, nprobe or len(self._centroids))
         threads, wanted = max(1, min(self._threads, len(projected) // ALONE)), math.ceil(self._breadth * count)

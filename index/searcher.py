@@ -232,9 +232,9 @@ class LocalSearcher:
     def _rank(self, documents: Numbers, scores: Scores, top_k: int) -> list[Ranking]:
         """Sorts rows of documents and their scores, both (p, c), best first; equal scores by id."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : top_k + 1]
-        best = np.take_along_axis(scores, order, axis=1)
+        rows = np.arange(len(order))[:, None]
+        best, numbers = scores[rows, order], documents[rows, order[:, :top_k]]
         tied = (best[:, 1:] == best[:, :-1]).any(axis=1)
-        numbers = np.take_along_axis(documents, order[:, :top_k], axis=1)
         ids = self._store.ids(numbers.ravel())
         rankings = []
         for row, has_ties in enumerate(tied.tolist()):

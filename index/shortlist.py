@@ -40,12 +40,12 @@ class Shortlist:
         best = np.empty((len(numbers), min(count, numbers.shape[1])), dtype=np.int64)
         # What a document's code is counted from is the same for all of them: only the steps matter.
         for weights, row, its in zip(queries * self._steps, numbers, best, strict=True):
-            ordered = np.sort(row)
-            scores = self._scores(weights, ordered)
-            if len(its) < len(ordered):
-                kept = np.argpartition(-scores, len(its) - 1)[: len(its)]
-                ordered, scores = ordered[kept], scores[kept]
-            its[:] = ordered[np.argsort(-scores, kind="stable")]
+            scores = self._scores(weights, row)
+            np.negative(scores, out=scores)
+            if len(its) < len(row):
+                kept = scores.argpartition(len(its) - 1)[: len(its)]
+                row, scores = row[kept], scores[kept]
+            its[:] = row[scores.argsort(kind="stable")]
         return best
 
     def _scores(self, weights: Points, numbers: Numbers) -> Points:

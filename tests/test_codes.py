@@ -13,7 +13,7 @@ from index.allocation import GROUP
 from index.code_scanning import CodeScanner
 from index.codebook import Codebook
 from index.codes import CodeIndex, Codes, nearest_digits, read_codes, train_centroids, write_codes
-from index.encoding import MomentAccumulator, Standardisation, fold_queries
+from index.encoding import MomentAccumulator, QueryFolder, Standardisation
 from index.errors import CorruptIndexError
 from index.projection import Projection
 from index.scalar_codebook import ScalarCodebook
@@ -53,7 +53,7 @@ def digits_of(codes: Codes) -> npt.NDArray[np.int64]:
 
 def weighed(codebook: Codebook, queries: Gaussians, standardisation: Standardisation) -> npt.NDArray[np.float32]:
     """Queries laid out for a scan."""
-    return codebook.laid_out(codebook.weigh(fold_queries(queries, standardisation)))
+    return codebook.laid_out(codebook.weigh(QueryFolder(standardisation)(queries)))
 
 
 def what_codes_say(codes: Codes, codebook: Codebook) -> npt.NDArray[np.float32]:
@@ -206,7 +206,7 @@ def test_the_shortlist_is_ranked_by_projected_vectors(fitted: Fitted, bits: int,
     (codes,) = whole.encode(fitted.vectors)
     assert codes.shape == (3000, whole.dimensions * bits // 8)
     shortlist = Shortlist(np.split(codes, cut), ranges)
-    queries = whole.weigh(fold_queries(fitted.queries, fitted.standardisation))
+    queries = whole.weigh(QueryFolder(fitted.standardisation)(fitted.queries))
     rng = np.random.default_rng(0)
     numbers = np.stack([rng.permutation(3000)[:700] for _ in range(len(queries))])
     numbers[3, 5:] = -1
