@@ -7,12 +7,15 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from index.build_fit import CodedIndex, CodesForm, Fitting, NotReachedError, measured_recall
 from index.build_ladder import Ladder, steps
 from index.calibration import CANDIDATE_SECONDS, FOUND_SECONDS, MOST_CANDIDATES
 from index.code_scanning import CodeScanner
 from index.codebook import Codebook
 from index.codes import Codes
+from index.documents import Numbers
 from index.manifest import CodesRecord, FileEntry, SegmentEntry
 from index.shortlist import Shortlist
 
@@ -107,12 +110,12 @@ def _ladder(fitting: Fitting, coder: Codebook, codes: Sequence[Codes], shortlist
     scanner = CodeScanner(codes, shortlist, coder, fitting.standardisation, 1.0, threads=None)
     least = fitting.target[1] + fitting.held_out.are_documents
     rungs = steps(least, max(least, min(MOST_CANDIDATES, len(fitting.store))), STEP)
-    most = max(2 * rungs[-1], 2 * (fitting.plan.candidates or 0))
-    projected, found = scanner.found(fitting.held_out.gaussians, most)
-    return Ladder(
-        fitting,
-        "the likeliest",
-        rungs,
-        lambda count: shortlist.best(projected, found[:, :count], count),
-        target,
-    )
+    projected, found = scanner.found(fitting.held_out.gaussians, max(rungs[-1], fitting.plan.candidates or 0))
+    scores = shortlist.scores(projected, found)
+
+    def best_of_the_first(count: int) -> Numbers:
+        # As Shortlist.best, of which every rung would look at the same documents again.
+        order = np.argsort(-scores[:, :count], axis=1, kind="stable")
+        return np.take_along_axis(found[:, :count], order, axis=1)
+
+    return Ladder(fitting, "the likeliest", rungs, best_of_the_first, target)

@@ -80,10 +80,11 @@ class Ladder:
         value = max(start, self.rungs[0])
         reached = self.recall(value, candidates, at)
         while reached < target and value < self.rungs[-1]:
-            more = self.recall(2 * value, candidates, at)
+            next_value = min(2 * value, self.rungs[-1])
+            more = self.recall(next_value, candidates, at)
             if more < reached + gain:
                 break
-            value, reached = 2 * value, more
+            value, reached = next_value, more
         return value, candidates
 
     def first(self, reaches: Callable[[int], bool], start: int = 0) -> int | None:

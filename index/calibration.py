@@ -145,6 +145,8 @@ class CandidateModel:
         """
         fastest, digits = math.inf, int(DIGITS[-1])
         for choice in DIGITS:
+            if DIGIT_SECONDS * choice * self.documents >= fastest:
+                break
             left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
             needed = self.candidates(ROUNDING * left, target, at)
             if needed is None:
@@ -158,6 +160,8 @@ class CandidateModel:
         """The number of projected dimensions of the second look, by which candidates are chosen of what codes find."""
         fastest, dimensions = math.inf, int(DIMENSIONS[-1])
         for choice in DIMENSIONS:
+            if SHORTLIST * choice * NUMBER_SECONDS >= fastest:
+                break
             needed = self.candidates(float(energies[choice:].sum() / (energies.sum() or 1.0)), target, at)
             if needed is None:
                 continue

@@ -38,7 +38,6 @@ class Shortlist:
         queries: (b, r) float32, projected. -1, which stands for none, comes last.
         """
         best = np.empty((len(numbers), min(count, numbers.shape[1])), dtype=np.int64)
-        # What a document's code is counted from is the same for all of them: only the steps matter.
         for weights, row, its in zip(queries * self._steps, numbers, best, strict=True):
             scores = self._scores(weights, row)
             np.negative(scores, out=scores)
@@ -47,6 +46,12 @@ class Shortlist:
                 row, scores = row[kept], scores[kept]
             its[:] = row[scores.argsort(kind="stable")]
         return best
+
+    def scores(self, queries: Points, numbers: Numbers) -> Points:
+        """What `best` compares: inner products (b, m) but for a constant of the query, -infinity for -1."""
+        # What a document's code is counted from is the same for all of them: only the steps matter.
+        rows = zip(queries * self._steps, numbers, strict=True)
+        return np.stack([self._scores(weights, row) for weights, row in rows])
 
     def _scores(self, weights: Points, numbers: Numbers) -> Points:
         rows = self._rows.take(numbers).view(self._dtype)
