@@ -65,7 +65,7 @@ def curves_part(data: Data, documents: int, folder: Path) -> Iterator[Figure]:
     setting = f"{documents:,} documents"
     for kind in KINDS:
         yield from _figures(setting, f"gaussearch {kind}", _apart(folder, kind))
-    for peer in peers(3 * data.k + 1):
+    for peer in peers(3 * data.k + 1, documents):
         if peer.is_installed:
             yield from _figures(setting, peer.name, _apart(folder, peer.name))
 
@@ -158,7 +158,7 @@ def _measure_kind(folder: Path, kind: IndexKind) -> Measured:
 
 def _measure_peer(folder: Path, name: str) -> Measured:
     documents, queries = np.load(folder / "vectors.npy"), np.load(folder / "queries.npy")
-    (peer,) = [each for each in peers(documents.shape[1]) if each.name == name]
+    (peer,) = [each for each in peers(documents.shape[1], len(documents)) if each.name == name]
     documents, queries = prepared(documents, queries) if peer.prepared else (padded(documents), padded(queries))
     started = time.perf_counter()
     search, size = peer.build(documents, folder)

@@ -64,13 +64,14 @@ def prepared(documents: Vectors, queries: Vectors) -> tuple[Vectors, Vectors]:
     return padded(np.concatenate([centred, last], axis=1)), padded(np.concatenate([queries, zeros], axis=1))
 
 
-def peers(width: int) -> list[Peer]:
-    """All of them, for vectors of that width."""
+def peers(width: int, documents: int) -> list[Peer]:
+    """All of them, for so many vectors of that width."""
+    lists = max(1, min(1024, documents // 40))
     digits = [-(-width // numbers) // 2 * 2 for numbers in (2, 3)]
     return [
         Peer("FAISS IndexFlatIP", (1,), _faiss("Flat")),
         *(Peer(f"FAISS PQ{each}x4fs,RFlat", CANDIDATES, _quantised(each)) for each in digits),
-        Peer("FAISS IVF1024,Flat", PROBES, _faiss("IVF1024,Flat", "nprobe")),
+        Peer(f"FAISS IVF{lists},Flat", PROBES, _faiss(f"IVF{lists},Flat", "nprobe")),
         Peer("FAISS HNSW", BEAMS, _faiss(f"HNSW{M}", "efSearch")),
         Peer("FAISS HNSW, centred and lengthened", BEAMS, _faiss(f"HNSW{M}", "efSearch", l2=True), prepared=True),
         Peer("hnswlib", BEAMS, _hnswlib("ip"), needs="hnswlib"),

@@ -1,5 +1,6 @@
 """The benchmark from end to end at tiny sizes: what its report says and checks, never how fast anything was."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -156,6 +158,59 @@ def test_a_corpus_of_ones_own_is_used_as_it_is(tmp_path: Path, sample: Path) -> 
     assert report["arguments"]["documents"] == 400
     assert report["arguments"]["corpus"] == "queries.parquet"
     assert {figure["part"] for figure in report["figures"]} == {"engine"}
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """figures.json of one run of the parts that are plotted."""
+    folder = tmp_path_factory.mktemp("curves")
+    path = folder / "figures.json"
+    sizes = ["--documents", "400", "--growth-documents", "300", "600"]
+    done = run_benchmark("--parts", "curves,growth", *sizes, "--scratch", str(folder), "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_curves_have_every_kind_and_faisss_graphs_find_nothing_on_raw_vectors(curves: Path) -> None:
+    figures = json.loads(curves.read_text())["figures"]
+    recalls: dict[str, list[float]] = {}
+    for figure in figures:
+        if figure["part"] == "curves" and figure["unit"] == "recall@10":
+            recalls.setdefault(figure["measure"].rpartition(", ")[0], []).append(figure["value"])
+            low, high = figure["latency_ms"]
+            assert 0 < low <= high
+    assert {f"gaussearch {kind}" for kind in ("flat", "fastscan", "ivf-fastscan", "hnsw")} < recalls.keys()
+    assert recalls["gaussearch flat"] == [1.0]
+    assert max(recalls["FAISS IndexFlatIP"]) >= 0.99
+    assert max(recalls["FAISS HNSW, centred and lengthened"]) >= 0.99
+    assert {figure["setting"] for figure in figures if figure["part"] == "growth"} == {"300 documents", "600 documents"}
+    for name in ("build", "index", "peak memory"):
+        assert all(figure["value"] > 0 for figure in figures if figure["measure"].endswith(f": {name}"))
+
+
+def test_curves_are_drawn(curves: Path, tmp_path: Path) -> None:
+    plots = [tmp_path / "curves.svg", tmp_path / "growth.svg"]
+    command = [sys.executable, str(BENCHMARK.with_name("benchmark_plot.py")), str(curves)]
+    subprocess.run([*command, "--curves", str(plots[0]), "--growth", str(plots[1])], check=True, timeout=120)
+    first = [plot.read_bytes() for plot in plots]
+    assert all(drawn.startswith(b"<?xml") and b"</svg>" in drawn for drawn in first)
+    subprocess.run([*command, "--curves", str(plots[0]), "--growth", str(plots[1])], check=True, timeout=120)
+    assert [plot.read_bytes() for plot in plots] == first
+
+
+def test_a_made_corpus_is_like_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of the mixture have the moments of what it was fitted to, and are the same each time."""
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    data_module = importlib.import_module("benchmark_data")
+    data = data_module.Data.read(None, None)
+    _, means, variances = data.arrays(20_000)
+    for made, source in ((means, data.means), (np.log(variances), np.log(data.variances))):
+        np.testing.assert_allclose(made.mean(axis=0), source.mean(axis=0), atol=0.06 * float(source.std()))
+        np.testing.assert_allclose(made.std(axis=0), source.std(axis=0), rtol=0.15)
+    again = next(iter(data.chunks(20_000)))
+    np.testing.assert_array_equal(again.means, means[: len(again.means)])
+    assert len(data.queries_about(len(data), 5)) == len(data.queries)
+    assert data.queries_about(20_000, 50).means.shape == (50, data.k)
 
 
 @pytest.mark.parametrize("arguments", [("--parts", "engine,nothing"), ("--documents", "0"), ("--seconds", "-1")])
