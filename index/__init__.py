@@ -13,7 +13,7 @@ from index.documents import Document
 from index.encoding import Encoding, Standardisation, encode_documents, encode_queries, negative_kl
 from index.errors import GaussearchError
 from index.gaussians import Gaussians
-from index.interface import Effort, Ranking, Searcher
+from index.interface import Effort, Precision, Ranking, Searcher
 from index.manifest import Manifest
 from index.progress import Progress
 from index.rescoring import Explanation
@@ -35,6 +35,7 @@ __all__ = [
     "IndexDirectory",
     "LocalSearcher",
     "Manifest",
+    "Precision",
     "Progress",
     "Ranking",
     "Searcher",

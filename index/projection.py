@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "query_metric"]
 
 FLOOR = 1e-9
 """Directions that queries use less than this, of the one they use most, count as used this much. No query of the fit
@@ -45,14 +45,7 @@ class Projection:
 
         Costs O((n + b) w^2 + w^3) in float64, so samples are enough: some tens of thousands.
         """
-        documents, queries = documents.double(), queries.double()
-        center = documents.mean(dim=0)
-        centred = documents - center
-        covariance = centred.T @ centred / len(documents)
-        spread = ((queries @ covariance) * queries).sum(dim=1).clamp_(min=0)
-        weights = torch.where(spread > 0, 1 / spread, 0.0)
-        moment = (queries * weights[:, None]).T @ queries / len(queries)
-        root, inverse = _roots(moment)
+        center, covariance, root, inverse = query_metric(documents.double(), queries.double())
         values, vectors = torch.linalg.eigh(root @ covariance @ root)
         kept = max(1, int((values > NEGLIGIBLE * values[-1]).sum()))
         basis = vectors.flip(1)[:, :kept]
@@ -67,6 +60,18 @@ class Projection:
         """The first dimensions alone."""
         kept = slice(0, dimensions)
         return Projection(self.center, self.documents[:, kept], self.queries[:, kept], self.energies[kept])
+
+
+def query_metric(documents: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mean of folded documents (n, w), their covariance, T and its inverse, by queries (b, w), all float64."""
+    center = documents.mean(dim=0)
+    centred = documents - center
+    covariance = centred.T @ centred / len(documents)
+    spread = ((queries @ covariance) * queries).sum(dim=1).clamp_(min=0)
+    weights = torch.where(spread > 0, 1 / spread, 0.0)
+    moment = (queries * weights[:, None]).T @ queries / len(queries)
+    root, inverse = _roots(moment)
+    return center, covariance, root, inverse
 
 
 def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:

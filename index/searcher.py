@@ -30,7 +30,8 @@ from index.cores import available_cores
 from index.documents import Document, DocumentStore, Numbers
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.gaussians import Gaussians
-from index.interface import Effort, Ranking, Scores, Stop
+from index.half_scanning import HalfScanner, bfloat16_is_faster
+from index.interface import Effort, Precision, Ranking, Scores, Stop
 from index.memory import require_memory
 from index.rescoring import Explanation, explain, negative_kl
 from index.scanning import Scanner
@@ -42,6 +43,8 @@ __all__ = ["LocalSearcher"]
 
 MARGIN = 10
 """Candidates beyond top_k in the first scan. On WordNet Gaussians (k=128) that is enough to prove every top 10."""
+WORTH_COMPARING = 1 << 21
+"""Documents times k from which it is measured whether bfloat16 is faster: what is smaller is scanned at once anyway."""
 WIDENING = 16
 """How much wider the second scan is than the first; after it, what is still unproven is scored exhaustively."""
 EXHAUSTIVE_ROWS = 4096
@@ -52,8 +55,9 @@ class LocalSearcher:
     """Searches one generation of an index directory, which it keeps open whatever is published meanwhile.
 
     Opening reads the vectors into memory (or onto the GPU) and memory-maps the rest; `verify` also checks every
-    checksum. `threads` bounds the cores that one search uses; None is all. Raises the errors of IndexDirectory,
-    DeviceUnavailableError, and InsufficientMemoryError before reading what would not fit.
+    checksum. `threads` bounds the cores that one search uses; None is all. `precision` is what kind flat is scanned in.
+    Raises the errors of IndexDirectory, DeviceUnavailableError, and InsufficientMemoryError before reading what would
+    not fit.
 
     Safe to call from several threads.
     """
@@ -65,6 +69,7 @@ class LocalSearcher:
         device: str = "auto",
         threads: int | None = None,
         verify: bool = True,
+        precision: Precision = Precision.AUTO,
     ) -> None:
         resolved = resolve_device(device)
         self.name = directory.name
@@ -74,11 +79,18 @@ class LocalSearcher:
         self._store = DocumentStore(segments)
         self._scorer = CandidateScorer(self._store, threads or available_cores())
         self._codes: ApproximateScanner | None = None
-        self._scanner: Scanner | StreamedScanner
+        self._scanner: HalfScanner | Scanner | StreamedScanner
+        standardisation = self.manifest.standardisation.restore()
         if self.manifest.codes is None:
-            self._scanner = Scanner(self.manifest, segments, resolved, threads)
+            if precision is Precision.BFLOAT16 or (
+                precision is Precision.AUTO
+                and self.manifest.documents * self.manifest.k >= WORTH_COMPARING
+                and bfloat16_is_faster(resolved, self.manifest.k)
+            ):
+                self._scanner = HalfScanner(self._store, standardisation, resolved, threads)
+            else:
+                self._scanner = Scanner(self.manifest, segments, resolved, threads)
         else:
-            standardisation = self.manifest.standardisation.restore()
             max_norm = max(segment.manifest.max_norm for segment in segments)
             self._codes = open_approximate(directory, self.manifest.codes, segments, standardisation, threads, verify)
             self._scanner = StreamedScanner(self._store, standardisation, max_norm, threads)
@@ -89,7 +101,12 @@ class LocalSearcher:
     @property
     def device(self) -> torch.device:
         """Where vectors are scanned; codes are scanned on the CPU, whatever was asked for."""
-        return self._scanner.device if isinstance(self._scanner, Scanner) else torch.device("cpu")
+        return torch.device("cpu") if isinstance(self._scanner, StreamedScanner) else self._scanner.device
+
+    @property
+    def precision(self) -> Precision:
+        """What kind flat is scanned in, and other kinds are where a search is to be exact."""
+        return Precision.BFLOAT16 if isinstance(self._scanner, HalfScanner) else Precision.FLOAT32
 
     def search(
         self,
@@ -188,7 +205,8 @@ class LocalSearcher:
     def _search_exactly(
         self, queries: Gaussians, top_k: int, candidates: int | None, stop: Stop | None
     ) -> list[Ranking]:
-        first = max(candidates or 0, top_k + MARGIN)
+        margin = self._scanner.margin if isinstance(self._scanner, HalfScanner) else MARGIN
+        first = max(candidates or 0, top_k + margin)
         rankings: dict[int, Ranking] = {}
         pending = list(range(len(queries)))
         for count in (first, WIDENING * first):

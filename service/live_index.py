@@ -26,7 +26,11 @@ def load(settings: ServiceSettings) -> Searcher:
     """
     threads = settings.threads or max(1, available_cores() // settings.workers)
     searcher = LocalSearcher(
-        IndexDirectory(settings.index), device=settings.device, threads=threads, verify=settings.verify
+        IndexDirectory(settings.index),
+        device=settings.device,
+        threads=threads,
+        verify=settings.verify,
+        precision=settings.precision,
     )
     first = searcher.document_at(0)
     (ranking,) = searcher.search(Gaussians(first.gaussian.means, first.gaussian.variances), top_k=1)

@@ -202,6 +202,7 @@ async def describe(request: Request) -> Response:
             "segments": len(manifest.segments),
             "bytes": sum(segment.bytes for segment in manifest.segments),
             "device": str(searcher.device),
+            "precision": searcher.precision,
             "version": state.version,
             "limits": {name: getattr(state.settings, name) for name in Limits.model_fields},
             "reload": {"failures": state.live.failures, "last_error": state.live.last_error},

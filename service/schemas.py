@@ -269,6 +269,7 @@ class IndexResponse(BaseModel):
                     "segments": 1,
                     "bytes": 10_700_000,
                     "device": "cpu",
+                    "precision": "float32",
                     "version": "0.1.0",
                     "limits": {
                         "max_top_k": 1000,
@@ -301,6 +302,7 @@ class IndexResponse(BaseModel):
     segments: int
     bytes: int
     device: str
+    precision: str
     version: str
     limits: Limits
     reload: ReloadState

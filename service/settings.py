@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from index import Precision
+
 __all__ = ["ENV_PREFIX", "ServiceSettings"]
 
 ENV_PREFIX = "GAUSSEARCH_"
@@ -23,6 +25,13 @@ class ServiceSettings(BaseSettings):
         PositiveInt, Field(description="Processes, each with the index in memory. One is best: searches use all cores.")
     ] = 1
     device: Annotated[str, Field(description="Where to search: auto, cpu, cuda or cuda:N.")] = "auto"
+    precision: Annotated[
+        Precision,
+        Field(
+            description="What kind flat is scanned in: float32, bfloat16 (half the memory, as exact), or auto: "
+            "bfloat16 where it is measured to be faster."
+        ),
+    ] = Precision.AUTO
     threads: Annotated[
         PositiveInt | None,
         Field(description="Cores that one search uses; all of them, divided by workers, if not set."),

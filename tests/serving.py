@@ -109,6 +109,7 @@ class GatedSearcher:
     def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
         self.manifest, self.name, self.device = searcher.manifest, searcher.name, searcher.device
+        self.precision = searcher.precision
         self.document, self.payloads, self.explain = searcher.document, searcher.payloads, searcher.explain
         self.effort_for = searcher.effort_for
         self.gate = threading.Event()
