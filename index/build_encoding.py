@@ -22,7 +22,7 @@ from index.durable import Syncer
 from index.encoding import Encoding, Standardisation, encode_documents
 from index.errors import InvalidGaussiansError
 from index.gaussians import Gaussians
-from index.manifest import FORMAT_VERSION, FileEntry, SegmentEntry, SegmentManifest
+from index.manifest import FORMAT_VERSION, OPTIONAL_FILES, FileEntry, SegmentEntry, SegmentManifest
 from index.progress import Progress
 from index.segments import complete_segment, find_segment
 from index.staging import ReadSegment, Staging
@@ -149,6 +149,9 @@ def _complete(
         files, max_norm = _write_encoded(folder, gaussians, form, standardisation, device, progress, syncer)
     except InvalidGaussiansError as error:
         raise NotEncodableError(error, folder) from error
+    # What another form has left of a build that went on to this one.
+    for name in OPTIONAL_FILES - {*read.files, *files}:
+        (folder / name).unlink(missing_ok=True)
     for name in files:
         syncer.sync(folder / name)
     manifest = SegmentManifest(

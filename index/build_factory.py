@@ -2,10 +2,9 @@
 
 import functools
 
-from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
+from index.build_fit import CodedIndex, CodesForm, Fitting, NotReachedError, measured_recall
 from index.build_ladder import Ladder, steps
 from index.calibration import CANDIDATE_SECONDS, MOST_CANDIDATES, NUMBER_SECONDS
-from index.factory import check_factory
 from index.factory_codebook import FactoryCodebook
 from index.factory_scanning import FactoryScanner
 from index.manifest import CodesRecord, FactoryRecord
@@ -25,8 +24,7 @@ def build_factory(fitting: Fitting) -> CodedIndex:
     plan, projection, at = fitting.plan, fitting.projection, fitting.target[1]
     factory = plan.factory or "Flat"
     model = fitting.calibration.model(fitting.sample)
-    dimensions = model.shortlist_dimensions(projection.energies.numpy(), fitting.target[0], at)
-    check_factory(factory, dimensions)
+    dimensions = plan.code_bytes or model.shortlist_dimensions(projection.energies.numpy(), fitting.target[0], at)
     name, coder, entry = fitting.kept_codebook(
         dimensions,
         FactoryCodebook.from_bytes,
@@ -54,7 +52,11 @@ def build_factory(fitting: Fitting) -> CodedIndex:
         nprobe, candidates = ladder.cheapest(at, cost)
     probes, pairs = [[at, nprobe]], [[at, candidates]]
     if ladder.deeper is not None:
-        more, its = ladder.cheapest(ladder.deeper, cost)
+        # Where so many cannot be found, searches for them take all that is there.
+        try:
+            more, its = ladder.cheapest(ladder.deeper, cost)
+        except NotReachedError:
+            more, its = lists or 1, MOST_CANDIDATES
         probes.append([ladder.deeper, max(nprobe, more)])
         pairs.append([ladder.deeper, max(candidates, its)])
     size = sum((fitting.folder(segment) / "vectors.faiss").stat().st_size for segment in segments)

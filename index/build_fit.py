@@ -125,8 +125,10 @@ def read_queries(file: Path, like: Corpus) -> GivenQueries:
         count += len(batch)
         if count >= MOST_QUERIES:
             break
-    if count < 2:
-        raise SourceError(f"{file} has {count} queries; at least 2 are needed, to fit and to measure")
+    if count < 4:
+        raise SourceError(
+            f"{file} has {count} queries; at least 4 are needed: to fit, to choose by and to measure with"
+        )
     return GivenQueries(file, Gaussians.concatenate(batches)[:MOST_QUERIES], corpus.digest())
 
 

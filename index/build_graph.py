@@ -82,8 +82,7 @@ def _linked(fitting: Fitting) -> tuple[Path, FileEntry]:
     folder = fitting.staging.directory.structures
     folder.mkdir(exist_ok=True)
     path = folder / f"{fitting.staging.segment_id(0)}.faiss"
-    if path.exists():
-        # Written in one step, so that it is whole.
+    if GraphBuilder.wrote(path, len(store)):
         return path, measure(path)
     fitting.progress.phase("linking documents", len(store))
     geometry = FisherGeometry.fit(fitting.documents, fitting.standardisation, GEOMETRY_DIMENSIONS)

@@ -101,10 +101,11 @@ class Ladder:
 
     @property
     def deeper(self) -> int | None:
-        """How many of the best a search for more is measured by; None in a corpus that has too few, or where the
-        candidates are given."""
+        """How many of the best a search for more is measured by; None in a corpus that has too few, where these are
+        more than are ever candidates, or where the candidates are given."""
         at = DEPTH * self._fitting.target[1]
-        return at if self._fitting.calibration.depth == at and self._fitting.plan.candidates is None else None
+        is_known = self._fitting.calibration.depth == at and at <= MOST_CANDIDATES
+        return at if is_known and self._fitting.plan.candidates is None else None
 
     def broad(self, cost: Callable[[int, int], float], gain: float) -> tuple[int, list[list[int]]]:
         """The value of a search that looks at so many documents to find its candidates, and the pairs of a top_k and

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from index.build_codes import coded
-from index.build_fit import CodedIndex, Fitting, measured_recall
+from index.build_fit import CodedIndex, Fitting, NotReachedError, measured_recall
 from index.build_ladder import Ladder, steps
-from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS
+from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS, MOST_CANDIDATES
 from index.clustering import cluster, nearest_lists
 from index.durable import checksum, write_atomically
 from index.encoding import Encoding, encode_queries
@@ -71,7 +71,11 @@ def build_lists(fitting: Fitting, device: torch.device) -> CodedIndex:
     probes, pairs, breadth = [[at, nprobe]], [[at, candidates]], codes.found / candidates
     if first.deeper is not None and plan.nprobe is None:
         found = math.ceil(codes.breadth * codes.candidates[-1][1])
-        more, its = ladder(found).cheapest(first.deeper, cost)
+        # Where so many cannot be found, searches for them take all that is there.
+        try:
+            more, its = ladder(found).cheapest(first.deeper, cost)
+        except NotReachedError:
+            more, its = total, MOST_CANDIDATES
         probes.append([first.deeper, max(nprobe, more)])
         pairs.append([first.deeper, max(candidates, its, math.ceil(found / breadth))])
     record = CodesRecord(
@@ -92,12 +96,16 @@ def _listed(fitting: Fitting, device: torch.device) -> tuple[Path, Lists, FileEn
     folder.mkdir(exist_ok=True)
     path = folder / f"{fitting.staging.segment_id(0)}.safetensors"
     try:
-        # Written in one step, so that it is whole.
         data = path.read_bytes()
-    except FileNotFoundError:
-        data = _made(fitting, device).to_bytes()
-        write_atomically(path, data)
-    return path, Lists.from_bytes(data), FileEntry(bytes=len(data), blake3=checksum(data))
+        lists = Lists.from_bytes(data)
+        if len(lists.members) == len(fitting.store):
+            return path, lists, FileEntry(bytes=len(data), blake3=checksum(data))
+    except (FileNotFoundError, ValueError):
+        pass
+    lists = _made(fitting, device)
+    data = lists.to_bytes()
+    write_atomically(path, data)
+    return path, lists, FileEntry(bytes=len(data), blake3=checksum(data))
 
 
 def _made(fitting: Fitting, device: torch.device) -> Lists:

@@ -49,7 +49,8 @@ class BuildOptions(BaseModel):
         Field(
             ge=1,
             le=256,
-            description="Bytes of a document's code; chosen if not set. No more are used than say something.",
+            description="Bytes of a document's code, and projected dimensions of kinds hnsw and faiss; chosen if not "
+            "set. No more are used than say something.",
         ),
     ] = None
     candidates: Annotated[

@@ -1,4 +1,5 @@
-"""The batch build: a corpus in, a published index out, in memory bounded but for 8 bytes a document, and its code.
+"""The batch build: a corpus in, a published index out, in memory bounded but for 8 bytes a document, and its code or
+what else its kind is searched by, which must fit into memory once it is served, too.
 
 The corpus is hashed, so that a resumed build knows it again, and then read once (index.build_reading). Reading cuts it
 into segments, checks it and fits the standardisation; then the segments are encoded, on the GPU where there is one,
@@ -291,7 +292,7 @@ def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPl
     of_codes: dict[str, Any] = {}
     if options.kind is not IndexKind.FLAT:
         names = ["target_recall", "recall_at", "code_bytes", "candidates"]
-        if options.kind in (IndexKind.HNSW, IndexKind.AUTO):
+        if options.kind is IndexKind.HNSW:
             names += ["hnsw_m", "hnsw_ef_construction"]
         if options.kind in (IndexKind.IVF_FASTSCAN, IndexKind.AUTO):
             names += ["lists", "nprobe"]

@@ -23,12 +23,15 @@ from index.scalar_codebook import Vectors
 from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
-__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "best_of", "weighed"]
+__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "best_of", "broadened", "weighed"]
 
 SHARD_BYTES = 1 << 20
 """The fewest bytes of codes that a shard is worth a thread for: what a core scans in a tenth of a millisecond."""
 
 
+MOST_FOUND = 1 << 14
+"""Four times what is found at most where recall is measured: a request may ask for any number of candidates, and each
+document that is found takes memory for every query."""
 ALONE = 2
 """Queries for each thread from which on several look at what was found: one takes a tenth of a millisecond."""
 
@@ -67,6 +70,12 @@ def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vector
     return weights, unusable
 
 
+def broadened(breadth: float, count: int, documents: int) -> int:
+    """How many documents to find for `count` candidates: `breadth` times as many, but no more than there are, and
+    where that is more than anyone has measured, MOST_FOUND or `count`."""
+    return min(documents, max(count, min(math.ceil(breadth * count), MOST_FOUND)))
+
+
 def best_of(
     shortlist: Shortlist, projected: Vectors, found: Numbers, count: int, pool: ThreadPoolExecutor, threads: int
 ) -> Numbers:
@@ -96,6 +105,7 @@ class CodeScanner:
         self._codebook, self._fold = codebook, QueryFolder(standardisation)
         together = np.concatenate(codes) if len(codes) > 1 else codes[0]
         shards = max(1, min(threads or available_cores(), together.nbytes // SHARD_BYTES))
+        self._documents = len(together)
         bounds = np.linspace(0, len(together), shards + 1).astype(np.int64).tolist()
         self._shards = [
             (CodeIndex(together[low:high], codebook.centroids), low) for low, high in itertools.pairwise(bounds)
@@ -104,7 +114,7 @@ class CodeScanner:
 
     def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner."""
-        projected, found = self.found(queries, math.ceil(self._breadth * count))
+        projected, found = self.found(queries, broadened(self._breadth, count, self._documents))
         return best_of(self._shortlist, projected, found, count, self._pool, len(self._shards))
 
     def found(self, queries: Gaussians, count: int) -> tuple[Vectors, Numbers]:

@@ -1,4 +1,4 @@
-"""FAISS behind one seam, for codes: digits found, stored and scanned. With index.vectors, the only importer of faiss.
+"""FAISS behind one seam, for codes: digits found, stored and scanned.
 
 A code is M 4-bit digits, each of which stands for one of 16 centroids of up to GROUP numbers; M is even. A scan is
 FAISS's fast scan: the inner products of a query with all centroids, rounded to 8 bits, are looked up in the processor's

@@ -224,14 +224,16 @@ class QueryFolder:
         """Folded query vectors (b, 2k+1) in float64 on the CPU, unrounded and unchecked: infinite where that cannot
         hold them."""
         k = queries.k
+        if queries.means.dtype is not torch.float32 or queries.device.type != "cpu":
+            queries = queries.to("cpu", torch.float64)
         vectors = np.empty((len(queries), 2 * k + 1))
         vectors[:, 0] = 1.0
         squares, means = vectors[:, 1 : k + 1], vectors[:, k + 1 :]
         with np.errstate(over="ignore"):
-            np.subtract(queries.means.cpu().numpy(), self._shift, out=means)
+            np.subtract(queries.means.numpy(), self._shift, out=means)
             means *= self._per_scale
             np.multiply(means, means, out=squares)
-            squares += queries.variances.cpu().numpy() * self._per_square
+            squares += queries.variances.numpy() * self._per_square
         return vectors
 
 

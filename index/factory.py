@@ -20,8 +20,11 @@ __all__ = ["FactoryIndex", "check_factory", "train_factory"]
 
 Points = npt.NDArray[np.float32]
 
+DIVISIBLE = 1440
+"""Dimensions for which a string is tried before there are any: what divides some dozen or hundred divides this."""
 
-def check_factory(factory: str, dimensions: int = 64) -> None:
+
+def check_factory(factory: str) -> None:
     """Raises BuildError for a string of which FAISS makes nothing, or nothing that finds what it should."""
     if "HNSW" in factory or "NSG" in factory:
         raise BuildError(
@@ -33,23 +36,43 @@ def check_factory(factory: str, dimensions: int = 64) -> None:
         raise BuildError(
             f"{factory!r} refines what it finds, and every candidate is scored exactly anyway: leave it out"
         )
-    try:
-        faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).rpartition(": ")[2]
-        raise BuildError(f"{factory!r} is not a string of FAISS's index factory: {reason}") from error
+    if "L2norm" in factory or "IDMap" in factory:
+        raise BuildError(f"{factory!r} changes the scores or the numbers of documents, which nothing may: leave it out")
+    _made(factory, DIVISIBLE)
 
 
 def train_factory(factory: str, points: Points) -> npt.NDArray[np.uint8]:
     """An empty index of that string, trained on points (s, r), as bytes; raises BuildError where FAISS cannot."""
-    index: Any = faiss.index_factory(points.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    index = _made(factory, points.shape[1])
     try:
         index.train(points)
+        trained: npt.NDArray[np.uint8] = faiss.serialize_index(index)
+        # What cannot be added to says so when something is.
+        index.add(points[:2])
     except RuntimeError as error:
-        reason = str(error).rpartition(": ")[2]
-        raise BuildError(f"{factory!r} cannot be trained on {len(points)} documents: {reason}") from error
-    trained: npt.NDArray[np.uint8] = faiss.serialize_index(index)
+        raise BuildError(f"{factory!r} cannot be trained on {len(points)} documents: {_reason(error)}") from error
     return trained
+
+
+def _made(factory: str, dimensions: int) -> Any:
+    try:
+        index: Any = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise BuildError(
+            f"FAISS's index factory makes nothing of {factory!r} for {dimensions} projected dimensions: "
+            f"{_reason(error)}; --code-bytes sets how many there are"
+        ) from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise BuildError(f"{factory!r} does not search by inner product, which scores are")
+    return index
+
+
+def _reason(error: RuntimeError) -> str:
+    return str(error).rpartition(": ")[2]
+
+
+# What FAISS's stubs do not know.
+_TransformParameters: Any = vars(faiss)["SearchParametersPreTransform"]
 
 
 class FactoryIndex:
@@ -57,8 +80,9 @@ class FactoryIndex:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        lists = getattr(index, "nlist", None)
-        self.lists: int | None = None if lists is None else int(lists)
+        # It may lie behind a transformation.
+        inner = faiss.try_extract_index_ivf(index)
+        self.lists: int | None = None if inner is None else int(inner.nlist)
         """How many lists it has, of which a search looks into some."""
 
     @classmethod
@@ -99,8 +123,10 @@ class FactoryIndex:
         """
         count, options = min(count, len(self)), {}
         if self.lists is not None:
-            parameters = faiss.SearchParametersIVF()
+            parameters: Any = faiss.SearchParametersIVF()
             parameters.nprobe = min(nprobe or self.lists, self.lists)
+            if isinstance(self._index, faiss.IndexPreTransform):
+                parameters = _TransformParameters(index_params=parameters)
             options["params"] = parameters
         scores, rows = self._index.search(queries, count, **options)
         return scores, rows

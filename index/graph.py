@@ -47,6 +47,14 @@ class GraphBuilder:
         """Links documents (n, g) by L2 distance."""
         self._index.add(vectors)
 
+    @staticmethod
+    def wrote(path: Path, documents: int) -> bool:
+        """Whether there are the links of so many documents, of an earlier run."""
+        try:
+            return path.exists() and _read_links(path, documents) is not None
+        except CorruptIndexError:
+            return False
+
     def write(self, path: Path) -> None:
         """Writes the links alone, in one step: what is there is whole. OSError where it did not reach the disk."""
         beside = path.with_name(f".{path.name}.tmp")

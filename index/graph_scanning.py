@@ -1,11 +1,10 @@
 """The walk of a graph in place of a scan: some thousands of documents are looked at, however many there are."""
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from index.code_scanning import weighed
+from index.code_scanning import broadened, weighed
 from index.cores import available_cores
 from index.documents import Numbers
 from index.encoding import QueryFolder, Standardisation
@@ -40,7 +39,7 @@ class GraphScanner:
 
     def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner; also -1 where a walk has met fewer documents than `count`."""
-        return self.walk(queries, count, math.ceil(self._breadth * count))
+        return self.walk(queries, count, broadened(self._breadth, count, len(self._graph)))
 
     def walk(self, queries: Gaussians, count: int, breadth: int) -> Numbers:
         """As `scan`, by walks of a given breadth."""

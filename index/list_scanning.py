@@ -1,6 +1,5 @@
 """The scan of some lists in place of all documents: those whose centroids diverge least from the query."""
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from index.code_scanning import ALONE, best_of, weighed
+from index.code_scanning import ALONE, best_of, broadened, weighed
 from index.codebook import Codebook
 from index.codes import Codes
 from index.cores import available_cores, torch_on_one_core
@@ -53,7 +52,8 @@ class ListScanner:
         vectors = self._fold(queries)
         projected, unusable = weighed(self._codebook, vectors)
         probes = self._probes(vectors, nprobe or len(self._centroids))
-        threads, wanted = max(1, min(self._threads, len(projected) // ALONE)), math.ceil(self._breadth * count)
+        threads = max(1, min(self._threads, len(projected) // ALONE))
+        wanted = broadened(self._breadth, count, len(self._codes))
         weights = self._codebook.laid_out(projected)
         first, *others = zip(np.array_split(weights, threads), np.array_split(probes, threads), strict=True)
         pending = [self._pool.submit(self._search, part, wanted) for part in others]

@@ -31,7 +31,7 @@ __all__ = [
     "SourceRecord",
 ]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Raised whenever an older release could misread what a newer one writes."""
 
 Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -70,7 +70,7 @@ class SegmentManifest(_Strict):
     `codebook` is the checksum of the codebook whose codes vectors.faiss holds; without one it holds the vectors.
     """
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     id: SegmentId
     documents: PositiveInt
     k: PositiveInt
@@ -192,7 +192,13 @@ class CodesRecord(_Strict):
     def nprobe_for(self, top_k: int) -> int | None:
         """How many lists a search for top_k documents looks into; None where there are none."""
         its = self.lists or self.factory or _NO_LISTS
-        return None if its.nprobe is None or its.lists is None else min(its.lists, _between(its.nprobe, top_k))
+        if its.nprobe is None or its.lists is None:
+            return None
+        # Beyond what was measured as it grew there: twice as many documents are by far not in twice as many lists.
+        (first, least), (last, most) = its.nprobe[0], its.nprobe[-1]
+        power = math.log(most / least) / math.log(last / first) if last > first else 0.0
+        beyond = math.ceil(most * max(1.0, top_k / last) ** power)
+        return min(its.lists, beyond if top_k >= last else _between(its.nprobe, top_k))
 
     def candidates_for(self, top_k: int) -> int:
         """How many candidates a search for top_k documents takes."""
@@ -246,7 +252,7 @@ class Manifest(_Strict):
     where another or none was asked for.
     """
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     generation: PositiveInt
     created_at: str
     created_by: str

@@ -259,6 +259,8 @@ def map_array(path: Path, dtype: np.dtype[Any], rows: int, columns: int) -> npt.
     """Maps a file of NumPy's; raises CorruptIndexError where it is not an array of that kind and shape."""
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise CorruptIndexError(f"{path} is missing") from error
     except (ValueError, EOFError) as error:
         raise CorruptIndexError(f"{path} is not an array: {error}") from error
     if array.shape != (rows, columns) or array.dtype != dtype:

@@ -1,4 +1,4 @@
-"""FAISS behind one seam: the flat inner-product index of one segment. With index.codes, the only importer of faiss.
+"""FAISS behind one seam: the flat inner-product index of one segment.
 
 What it guards against: k above n pads with id -1; a wrong width raises an empty AssertionError; `write_index` to a path
 can fail without an error; GPU indexes take k up to 2048 and are not safe for concurrent use.

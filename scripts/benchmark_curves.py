@@ -40,6 +40,7 @@ from index.manifest import IndexKind
 
 KINDS = (IndexKind.FLAT, IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW)
 QUERIES, WARM = 300, 30
+FLOOR = 0.95
 LONGEST = 60.0
 """Seconds after which a contender tries no further setting."""
 GIVEN = 1000
@@ -71,13 +72,20 @@ def curves_part(data: Data, documents: int, folder: Path) -> Iterator[Figure]:
 
 
 def growth_part(data: Data, sizes: list[int], folder: Path) -> Iterator[Figure]:
-    """The same of our kinds alone, at several sizes."""
+    """The same of our kinds alone, at several sizes, and how much longer the best takes at the last than at the one
+    before it."""
+    fastest: list[float] = []
     for documents in sizes:
         _prepare(data, documents, folder, with_vectors=False)
+        fastest.append(np.inf)
         for kind in (IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW):
             found = _apart(folder, kind)
+            fastest[-1] = min([fastest[-1], *(p50 for _, recall, p50, _, _ in found.points if recall >= FLOOR)])
             for figure in _figures(f"{documents:,} documents", f"gaussearch {kind}", found):
                 yield dataclasses.replace(figure, part="growth")
+    if len(sizes) > 1 and np.isfinite(fastest[-2:]).all():
+        setting = f"{sizes[-1]:,} over {sizes[-2]:,} documents, recall@10 at least {FLOOR}"
+        yield Figure.of("growth", setting, "latency of the best kind", fastest[-1] / fastest[-2], "ratio", at_most=2.0)
 
 
 def _figures(setting: str, name: str, measured: Measured) -> Iterator[Figure]:
@@ -151,6 +159,9 @@ def _measure_kind(folder: Path, kind: IndexKind) -> Measured:
     named = [(", ".join(f"{name} {value}" for name, value in each.items()) or "as built", each) for each in tried]
     points = _points(truth, [(name, functools.partial(search, options=each)) for name, each in named])
     size = float(codes.code_bytes) if codes is not None else 4.0 * (2 * queries.k + 1)
+    if codes is not None and codes.lists is not None:
+        # The number of each document in its list, and its list.
+        size += 12
     if codes is not None and codes.graph is not None:
         size += codes.graph.file.bytes / searcher.manifest.documents
     return Measured(points, seconds, size, _peak())

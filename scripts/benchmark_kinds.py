@@ -167,7 +167,10 @@ def _best_kind(
             series = take_turns(contenders, seconds=seconds * len(contenders), rounds=rounds)
         for name, one in series.items():
             yield Figure.rate("kinds", its, name, one, "queries/s")
-        best = max((kind for kind in APPROXIMATE if kind in series), key=lambda kind: series[kind].rate().median)
+        reached = [kind for kind in APPROXIMATE if kind in series]
+        if not reached:
+            continue
+        best = max(reached, key=lambda kind: series[kind].rate().median)
         large = documents >= SUBLINEAR
         ratio = series[best].over(series["IndexFlatIP"])
         yield Figure.of("kinds", its, f"{best} over IndexFlatIP", ratio, "ratio", at_least=over_flat if large else None)
@@ -192,7 +195,9 @@ def _graphs(corpus: Corpus, setting: str, seconds: float, rounds: int) -> Iterat
         return corpus.recall(index.search(queries, TOP_K)[1])
 
     index.hnsw.efSearch = first_of(recall, floor, BEAMS)
-    effort, _ = least_effort(corpus, searcher, floor)
+    effort, found = least_effort(corpus, searcher, floor)
+    if min(found, recall(index.hnsw.efSearch)) < floor:
+        return
     faiss.omp_set_num_threads(1)
     contenders = {
         "hnsw": searching(searcher, corpus.queries, 1, **effort),

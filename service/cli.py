@@ -142,7 +142,7 @@ def search(
         typer.Option(
             "--nprobe",
             min=1,
-            help="Lists that a query looks into, of kind ivf-fastscan; as the index was measured if not set.",
+            help="Lists that a query looks into, where there are any; as the index was measured if not set.",
             show_default=False,
         ),
     ] = None,
@@ -238,16 +238,18 @@ def _vector_rows(manifest: Manifest) -> dict[str, object]:
 def _recall_rows(manifest: Manifest) -> dict[str, object]:
     """What is known of how much a search finds."""
     recall, codes = manifest.measured_recall, manifest.codes
+    why: dict[str, object] = {} if manifest.reason is None else {"why this kind": manifest.reason}
     if recall is None or codes is None:
-        rows: dict[str, object] = {"measured recall": "exact by construction"}
-        return rows if manifest.reason is None else {"why this kind": manifest.reason, **rows}
+        return {**why, "measured recall": "exact by construction"}
     source = "given" if recall.source == "queries" else "that are documents"
     missed = ", which it misses" if recall.high < recall.target else ""
+    broader = f", of {codes.breadth:.1f} times as many that are looked at" if codes.breadth > 1 else ""
     return {
+        **why,
         "measured recall": f"{recall.recall:.4f} at {recall.at}, {recall.low:.4f} to {recall.high:.4f} with 95% "
         f"confidence, over {recall.queries:,} queries {source}; asked for {recall.target}{missed}",
         "candidates": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates)
-        + f", chosen of {codes.breadth:.1f} times as many",
+        + broader,
     }
 
 

@@ -88,8 +88,8 @@ class SearchOptions(_Request):
     nprobe: Annotated[
         PositiveInt | None,
         Field(
-            description="Lists that a query looks into, where the kind is ivf-fastscan; as the index was measured if "
-            "not set."
+            description="Lists that a query looks into, where documents are in lists; as the index was measured if not "
+            "set."
         ),
     ] = None
     min_score: Annotated[FiniteFloat | None, Field(description="Leave out documents that score below this.")] = None
@@ -296,7 +296,7 @@ class IndexResponse(BaseModel):
     k: int
     encoding: str
     kind: str
-    reason: Annotated[str | None, Field(description="Why the kind is not the one that the build was asked for.")]
+    reason: Annotated[str | None, Field(description="Why it is this kind, where another or none was asked for.")]
     measured_recall: MeasuredRecall | None
     codes: CodesBody | None
     segments: int

@@ -183,7 +183,7 @@ def test_curves_have_every_kind_and_faisss_graphs_find_nothing_on_raw_vectors(cu
     assert recalls["gaussearch flat"] == [1.0]
     assert max(recalls["FAISS IndexFlatIP"]) >= 0.99
     assert max(recalls["FAISS HNSW, centred and lengthened"]) >= 0.99
-    assert {figure["setting"] for figure in figures if figure["part"] == "growth"} == {"300 documents", "600 documents"}
+    assert {figure["setting"] for figure in figures if figure["part"] == "growth"} >= {"300 documents", "600 documents"}
     for name in ("build", "index", "peak memory"):
         assert all(figure["value"] > 0 for figure in figures if figure["measure"].endswith(f": {name}"))
 

@@ -12,6 +12,7 @@ from index import Encoding, Gaussians, LocalSearcher, Standardisation, encode_do
 from index.clustering import cluster, nearest_lists
 from index.errors import InvalidOptionError
 from index.lists import Lists
+from index.manifest import CodesRecord, FileEntry, ListsRecord
 from tests.conftest import MakeIndex, Serve, random_gaussians
 from tests.rankings import assert_exact, exact_scores, ids_of
 
@@ -114,6 +115,32 @@ def test_the_lists_that_are_scanned_are_those_whose_centroids_are_nearest(
         assert found.ids == [f"d{number}" for number in np.argsort(-scores)[:10]]
 
 
+@pytest.mark.parametrize(
+    ("nprobe", "top_k", "expected"),
+    [
+        ([[10, 8]], 5, 8),
+        ([[10, 8]], 1000, 8),
+        ([[10, 8], [100, 16]], 10, 8),
+        ([[10, 8], [100, 16]], 100, 16),
+        # As it grew between the two: twice as many for ten times the results.
+        ([[10, 8], [100, 16]], 1000, 32),
+        ([[10, 8], [100, 90]], 1000, 100),
+    ],
+)
+def test_lists_for_other_numbers_of_results(nprobe: list[list[int]], top_k: int, expected: int) -> None:
+    entry, name = FileEntry(bytes=1, blake3="0" * 64), "0" * 12 + "-00000001-00000.safetensors"
+    codes = CodesRecord(
+        codebook=name,
+        file=entry,
+        code_bytes=9,
+        dimensions=9,
+        candidates=[[10, 10]],
+        breadth=1.0,
+        lists=ListsRecord(name=name, file=entry, lists=100, nprobe=nprobe),
+    )
+    assert codes.nprobe_for(top_k) == expected
+
+
 def test_every_list_is_everything(make_index: MakeIndex, documents: Gaussians) -> None:
     searcher = LocalSearcher(make_index(documents, kind="ivf-fastscan"))
     queries = random_gaussians(20, 12, seed=6)
@@ -128,6 +155,8 @@ def test_lists_and_nprobe_by_hand(make_index: MakeIndex, documents: Gaussians) -
     assert (manifest.codes.lists.lists, manifest.codes.lists.nprobe) == (25, [[10, 3]])
     assert manifest.measured_recall is not None
     assert manifest.measured_recall.recall < 0.98
+    # However many documents are wanted: it was given as a number of lists.
+    assert [manifest.codes.nprobe_for(top_k) for top_k in (1, 10, 100, 1000)] == [3, 3, 3, 3]
     both = make_index(documents, name="both", kind="ivf-fastscan", nprobe=3, candidates=15).manifest()
     assert both.codes is not None
     assert both.codes.candidates == [[10, 15]]

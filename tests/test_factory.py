@@ -21,7 +21,7 @@ def documents() -> Gaussians:
     return random_gaussians(3000, 12, seed=4)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "SQ8", "IVF20,Flat", "IVF16,PQ16x4fs", "PQ16x4fs"])
+@pytest.mark.parametrize("factory", ["Flat", "SQ8", "IVF20,Flat", "IVF16,PQ16x4fs", "PQ16x4fs", "PCA16,IVF10,Flat"])
 def test_any_index_of_faisss_is_measured_and_scored_exactly(
     make_index: MakeIndex, documents: Gaussians, factory: str
 ) -> None:
@@ -63,8 +63,11 @@ def test_graphs_by_inner_product_are_refused_with_the_reason(tmp_path: Path, fac
     ("factory", "message"),
     [
         (None, "--kind faiss needs --factory"),
-        ("Nonsense", "'Nonsense' is not a string of FAISS's index factory"),
+        ("Nonsense", "index factory makes nothing of 'Nonsense'"),
         ("PQ16x4fs,RFlat", r"refines what it finds, .* leave it out"),
+        ("L2norm,Flat", r"changes the scores or the numbers of documents"),
+        ("IDMap,Flat", r"changes the scores or the numbers of documents"),
+        ("PQ7x4", r"makes nothing of 'PQ7x4' for \d+ projected dimensions: .* --code-bytes sets how many"),
         ("IVF5000,Flat", r"'IVF5000,Flat' cannot be trained on \d+ documents: .*5000"),
     ],
 )

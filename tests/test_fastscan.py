@@ -159,13 +159,13 @@ def test_another_target_does_not_go_on_with_an_unfinished_build(
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, target_recall=0.9))
 
 
-def test_queries_must_be_of_the_corpuss_dimensions_and_two(tmp_path: Path, documents: Gaussians) -> None:
+def test_queries_must_be_of_the_corpuss_dimensions_and_four(tmp_path: Path, documents: Gaussians) -> None:
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
     other = write_corpus(tmp_path / "other.parquet", random_gaussians(10, 7))
     with pytest.raises(SourceError, match=r"other\.parquet has queries of 7 dimensions, .* have 12"):
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, queries=other))
-    one = write_corpus(tmp_path / "one.parquet", random_gaussians(1, 12))
-    with pytest.raises(SourceError, match=r"one\.parquet has 1 queries; at least 2"):
+    one = write_corpus(tmp_path / "one.parquet", random_gaussians(3, 12))
+    with pytest.raises(SourceError, match=r"one\.parquet has 3 queries; at least 4"):
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, queries=one))
     with pytest.raises(SourceError, match="absent"):
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, queries=tmp_path / "absent.parquet"))

@@ -60,6 +60,24 @@ def test_the_ceiling_holds_for_ordinary_documents(monkeypatch: pytest.MonkeyPatc
     assert_no_other_scores_above_the_ceiling(scanner_of(documents), documents, queries)
 
 
+def test_the_bound_allows_for_the_largest_roundings() -> None:
+    """Numbers in the middle between two of bfloat16, which lie 2^-7 apart above 1: both sides are rounded by 2^-8."""
+    for value in (1 + 2.0**-8, 1 + 3 * 2.0**-8):
+        number = torch.tensor([value], dtype=torch.float64)
+        rounded = number.to(torch.bfloat16).double()
+        assert abs(float(rounded - number)) / value > 0.98 * 2.0**-8
+        assert abs(float(rounded - number)) <= index.half_scanning.UNIT * value
+    values = torch.rand(10_000, dtype=torch.float64) * 100
+    assert bool((index.half_scanning._up(values).double() >= values).all())
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        q = torch.from_numpy((1 + rng.choice([1, 3], 64) * 2.0**-8) * rng.choice([-1, 1], 64))
+        d = torch.from_numpy((1 + rng.choice([1, 3], 64) * 2.0**-8) * rng.choice([-1, 1], 64))
+        q_rounded, d_rounded = (each.to(torch.bfloat16).double() for each in (q, d))
+        error = (d - d_rounded).norm() + index.half_scanning.UNIT * d_rounded.norm()
+        assert float(q @ d) <= float(q_rounded @ d_rounded + q.norm() * error)
+
+
 def test_without_its_last_dimension_it_would_be_no_bound() -> None:
     """The dimension is what makes the difference: products of rounded vectors alone are above and below."""
     documents, queries = random_gaussians(1000, 40), random_gaussians(40, 40, seed=1)

@@ -15,6 +15,8 @@ import index.build_ladder
 import index.build_lists
 import index.builder
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index.calibration import Calibration
+from index.documents import Numbers
 from index.errors import BuildError, CorruptIndexError
 from index.manifest import IndexKind
 from tests.approximate import KINDS, all_equal, assert_scores_are_exact, read, recall, stopped_build
@@ -263,3 +265,66 @@ def test_graphs_and_lists_that_no_generation_needs_are_removed(tmp_path: Path, k
     build_index([corpus], directory, BuildOptions(encoding=Encoding.FOLDED))
     assert list(directory.structures.iterdir()) == []
     directory.verify()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_of_any_precision_are_taken(make_index: MakeIndex, kind: IndexKind, dtype: torch.dtype) -> None:
+    searcher = LocalSearcher(make_index(random_gaussians(2000, 12, seed=4), kind=kind))
+    queries = random_gaussians(20, 12, seed=2).to(dtype=dtype)
+    found, same = searcher.search(queries, 5), searcher.search(queries.to(dtype=torch.float64), 5)
+    assert [ranking.ids for ranking in found] == [ranking.ids for ranking in same]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_for_more_that_cannot_be_reached_keeps_the_kind(
+    make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch, kind: IndexKind
+) -> None:
+    """Recall at ten is what is asked for; at a hundred it is measured for searches for more, and may fall short."""
+    candidates = Calibration.candidates
+
+    def at_ten_alone(self: Calibration, ranks: Numbers, target: float, at: int) -> int | None:
+        return candidates(self, ranks, target, at) if at == 10 else None
+
+    monkeypatch.setattr(Calibration, "candidates", at_ten_alone)
+    searcher = LocalSearcher(make_index(random_gaussians(3000, 12, seed=4), kind=kind))
+    assert searcher.manifest.kind is kind
+    assert all(len(ranking.ids) == 500 for ranking in searcher.search(random_gaussians(3, 12, seed=1), 500))
+
+
+@pytest.mark.parametrize("kind", [IndexKind.HNSW, IndexKind.IVF_FASTSCAN])
+def test_a_structure_that_is_damaged_when_a_build_goes_on_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: IndexKind
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(2000, 12, seed=4))
+    directory, options = IndexDirectory(tmp_path / "index"), BuildOptions(kind=kind)
+    stopped_build(corpus, directory, options, monkeypatch, index.builder, "require_recall")
+    (path,) = directory.structures.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    build_index([corpus], directory, options)
+    assert path.read_bytes() == whole
+    directory.verify()
+
+
+def test_what_became_flat_leaves_no_files_of_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def misses(*_: object) -> None:
+        raise index.build_fit.NotReachedError("it was not to be")
+
+    monkeypatch.setattr(index.build_codes, "measured_recall", misses)
+    corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(2000, 12, seed=4))
+    directory = IndexDirectory(tmp_path / "index")
+    manifest = build_index([corpus], directory, BuildOptions(kind=IndexKind.FASTSCAN)).manifest
+    assert manifest.reason == "asked for fastscan, but it was not to be: flat instead, which is exact"
+    for segment in manifest.segments:
+        assert not (directory.segments / segment.id / "projected.npy").exists()
+    directory.verify()
+
+
+def test_projected_vectors_that_are_gone_are_named(make_index: MakeIndex) -> None:
+    directory = make_index(random_gaussians(2000, 12, seed=4), kind="fastscan")
+    (entry,) = directory.manifest().segments
+    path = directory.segments / entry.id / "projected.npy"
+    path.unlink()
+    with pytest.raises(CorruptIndexError, match=r"projected\.npy is missing"):
+        LocalSearcher(directory)

@@ -98,10 +98,10 @@ def test_a_manifest_that_is_no_object_is_refused(directory: IndexDirectory, data
         directory.manifest()
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_refused_with_what_to_do(directory: IndexDirectory, version: object) -> None:
     path = write_manifest(directory, changed(directory, lambda manifest: manifest.update(format_version=version)))
-    with pytest.raises(UnsupportedFormatError, match=rf"{path} has format version {version!r}; .* reads version 1"):
+    with pytest.raises(UnsupportedFormatError, match=rf"{path} has format version {version!r}; .* reads version 2"):
         directory.verify()
 
 
@@ -195,7 +195,7 @@ def test_a_manifest_that_was_never_made_live_costs_no_live_generation_its_place(
 def test_nothing_that_a_manifest_of_another_release_may_name_is_removed_before_it_is_replaced(
     directory: IndexDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    data = b"{}" if damage == "garbage" else changed(directory, lambda manifest: manifest.update(format_version=2))
+    data = b"{}" if damage == "garbage" else changed(directory, lambda manifest: manifest.update(format_version=3))
     write_manifest(directory, data)
     segments = sorted(directory.segments.iterdir())
     corpus = write_corpus(tmp_path / "other.parquet", random_gaussians(6, 2))
