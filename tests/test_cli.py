@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import index.build_choice
 from index import BuildOptions, IndexDirectory, LocalSearcher
 from service import cli
 from service.app import create_app
@@ -78,6 +79,27 @@ def test_help_lists_every_command(run: Run) -> None:
         command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
     } == set(COMMANDS)
     assert all(command in shown.output for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("fastscan", ["codes", "bytes per document", "of", "times as many that are looked at"]),
+        ("ivf-fastscan", ["lists", "of which a query looks into (nprobe)"]),
+        ("hnsw", ["24 links (M), chosen of 120 (efConstruction)"]),
+        ("auto", ["why this kind", "auto:", "millisecond", "measured recall", "candidates"]),
+    ],
+)
+def test_inspect_says_what_is_searched_and_why(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: list[str]
+) -> None:
+    monkeypatch.setattr(index.build_choice, "FLAT_NUMBERS", 0)
+    corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(2000, 8, seed=1))
+    built = plain(run("build", corpus, "--index", tmp_path / "i", "--kind", kind).output)
+    inspected = plain(run("inspect", "--index", tmp_path / "i").output)
+    for part in said:
+        assert part in inspected
+        assert part in built
 
 
 def test_build_inspect_and_verify(run: Run, tmp_path: Path) -> None:
@@ -161,7 +183,7 @@ def test_an_approximate_index_is_searched_exactly_where_asked(
     run: Run, make_index: MakeIndex, queries: Path, listen: Callable[..., int]
 ) -> None:
     documents = random_gaussians(2000, 5, seed=3)
-    directory = make_index(documents, kind="fastscan", code_bytes=1, candidates=12)
+    directory = make_index(documents, kind="fastscan", code_bytes=1, candidates=12, target_recall=0.2)
     port = listen(create_app(ServiceSettings(index=directory.path)))
     exact = [ranking.ids for ranking in LocalSearcher(directory).search(QUERIES, 10, exact=True)]
 
