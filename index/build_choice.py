@@ -1,9 +1,22 @@
-"""Which kind of index `--kind auto` builds, and why: by what each takes for one query on one core, as measured."""
+"""Which options go with which kind of index, and which kind `--kind auto` is, and why: by what each takes for one query
+on one core, as measured."""
 
+from index.build_options import BuildOptions
+from index.errors import BuildError
+from index.factory import check_factory
 from index.manifest import IndexKind
 from index.scanning import SCANNED
 
-__all__ = ["choose_kind"]
+__all__ = ["check_options", "choose_kind"]
+
+OF_KINDS = {
+    "code_bytes": set(IndexKind) - {IndexKind.FLAT},
+    "candidates": set(IndexKind) - {IndexKind.FLAT},
+    "lists": {IndexKind.IVF_FASTSCAN, IndexKind.AUTO},
+    "nprobe": {IndexKind.IVF_FASTSCAN, IndexKind.AUTO},
+    "factory": {IndexKind.FAISS},
+}
+"""Options that say nothing of other kinds than these."""
 
 FLAT_NUMBERS = 1 << 22
 """Numbers of vectors that are scanned in about a millisecond: 16,000 documents at k = 128. Up to there exactness costs
@@ -30,3 +43,18 @@ def choose_kind(documents: int, k: int, target: float) -> tuple[IndexKind, str]:
             f"auto: for a recall of {target} nearly all of {documents:,} documents must be scanned",
         )
     return IndexKind.IVF_FASTSCAN, f"auto: with {documents:,} documents, scanning some lists saves most of the time"
+
+
+def check_options(options: BuildOptions) -> None:
+    """Raises BuildError for options that do not go together, before anything is read."""
+    for name, kinds in OF_KINDS.items():
+        if getattr(options, name) is not None and options.kind not in kinds:
+            option = "--" + name.replace("_", "-")
+            named = ", ".join(sorted(kinds))
+            raise BuildError(
+                f"{option} is for {named}, and --kind is {options.kind}: leave it out, or choose another kind"
+            )
+    if options.kind is IndexKind.FAISS:
+        if options.factory is None:
+            raise BuildError("--kind faiss needs --factory, a string of FAISS's index factory, such as IVF256,SQ8")
+        check_factory(options.factory)

@@ -70,7 +70,7 @@ class BuildOptions(BaseModel):
     ] = 120
     lists: Annotated[
         int | None,
-        Field(ge=1, le=1_000_000, description="Lists of ivf-fastscan; four for each root of the documents if not set."),
+        Field(ge=1, le=131_072, description="Lists of ivf-fastscan; four for each root of the documents if not set."),
     ] = None
     nprobe: Annotated[
         int | None, Field(ge=1, description="Lists that a query of ivf-fastscan looks into; chosen if not set.")

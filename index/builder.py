@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from index.build_approximate import build_approximate
-from index.build_choice import choose_kind
+from index.build_choice import check_options, choose_kind
 from index.build_encoding import FlatForm, NotEncodableError, SegmentForm, encode_segments
 from index.build_fit import Fitting, GivenQueries, NotReachedError, read_queries, require_recall
 from index.build_options import BuildOptions
@@ -32,7 +32,6 @@ from index.duplicates import read_ids, require_unique_ids
 from index.durable import Syncer, SyncError, write_atomically
 from index.encoding import MomentAccumulator, Standardisation
 from index.errors import BuildError, IndexDirectoryError, IndexNotFoundError, InvalidGaussiansError, SourceError
-from index.factory import check_factory
 from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
 from index.progress import Progress, SilentProgress
 from index.scanning import SCANNED
@@ -87,10 +86,7 @@ def build_index(
             raise BuildError(f"{rejected_to} is one of the sources; name another file for rejected rows")
         progress.phase("checking the corpus for changes", None)
         stamps = corpus.stamps()
-        if options.kind is IndexKind.FAISS:
-            if options.factory is None:
-                raise BuildError("--kind faiss needs --factory, a string of FAISS's index factory, such as IVF256,SQ8")
-            check_factory(options.factory)
+        check_options(options)
         approximate = options.kind is not IndexKind.FLAT
         queries = read_queries(options.queries, corpus) if options.queries and approximate else None
         plan = _plan(corpus, options, queries.digest if queries else None)

@@ -1,9 +1,12 @@
 """What --kind auto builds, and what it says about it."""
 
+from pathlib import Path
+
 import pytest
 
 import index.build_choice
 from index.build_choice import choose_kind
+from index.errors import BuildError
 from index.manifest import IndexKind
 from tests.conftest import MakeIndex, random_gaussians
 
@@ -47,3 +50,23 @@ def test_what_no_kind_can_hold_is_flat_and_says_so(make_index: MakeIndex, monkey
     assert manifest.kind is IndexKind.FLAT
     assert manifest.reason is not None
     assert manifest.reason.startswith("asked for auto, but ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("flat", {"code_bytes": 8}),
+        ("flat", {"candidates": 8}),
+        ("fastscan", {"lists": 8}),
+        ("hnsw", {"nprobe": 8}),
+        ("faiss", {"factory": "SQ8", "nprobe": 8}),
+        ("auto", {"factory": "SQ8"}),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(
+    make_index: MakeIndex, tmp_path: Path, kind: str, option: dict[str, object]
+) -> None:
+    name = list(option)[-1].replace("_", "-")
+    with pytest.raises(BuildError, match=rf"--{name} is for .*, and --kind is {kind}: leave it out"):
+        make_index(random_gaussians(100, 4), kind=kind, **option)
+    assert not (tmp_path / "index" / "staging").exists()
