@@ -18,8 +18,8 @@ from tests.conftest import MakeIndex, random_gaussians
         (100, 1024, 0.99, IndexKind.FLAT),
         (117_659, 128, 0.99, IndexKind.FASTSCAN),
         (117_659, 2, 0.99, IndexKind.FLAT),
-        (5_000_000, 128, 0.99, IndexKind.IVF_FASTSCAN),
-        (5_000_000, 128, 0.999, IndexKind.FASTSCAN),
+        (5_000_000, 128, 0.95, IndexKind.IVF_FASTSCAN),
+        (5_000_000, 128, 0.99, IndexKind.FASTSCAN),
     ],
 )
 def test_the_kind_follows_size_and_recall(documents: int, k: int, target: float, kind: IndexKind) -> None:
@@ -38,7 +38,7 @@ def test_the_index_says_why(
 ) -> None:
     monkeypatch.setattr(index.build_choice, "FLAT_NUMBERS", flat)
     monkeypatch.setattr(index.build_choice, "SCANNED_DOCUMENTS", scanned)
-    manifest = make_index(random_gaussians(2000, 8, seed=4), kind="auto").manifest()
+    manifest = make_index(random_gaussians(2000, 8, seed=4), kind="auto", target_recall=0.95).manifest()
     assert manifest.kind is kind
     assert manifest.reason is not None
     assert manifest.reason.startswith("auto: ")

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_exported_names_are_pinned() -> None:
     assert sorted(index.__all__) == [
-        "BuildOptions", "BuildSummary", "Columns", "Corpus", "Document", "Encoding", "Explanation", "GaussearchError",
-        "Gaussians", "IndexDirectory", "LocalSearcher", "Manifest", "Progress", "Ranking", "Searcher",
-        "Standardisation", "VarianceAs", "build_index", "encode_documents", "encode_queries", "negative_kl",
+        "BuildOptions", "BuildSummary", "Columns", "Corpus", "Document", "Effort", "Encoding", "Explanation",
+        "GaussearchError", "Gaussians", "IndexDirectory", "LocalSearcher", "Manifest", "Precision", "Progress",
+        "Ranking", "Searcher", "Standardisation", "VarianceAs", "build_index", "encode_documents",
+        "encode_queries", "negative_kl",
     ]  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def test_index_describes_the_manifest_and_the_machine(client: Client, served: Se
         "codes": None,
         "segments": 1,
         "device": "cpu",
+        "precision": "float32",
         "reload": {"failures": 0, "last_error": None},
     }
     assert described["version"] == client.state.version
