@@ -5,6 +5,7 @@ from index.build_options import BuildOptions
 from index.errors import BuildError
 from index.factory import check_factory
 from index.manifest import IndexKind
+from index.scalar_codebook import STEP
 from index.scanning import SCANNED
 
 __all__ = ["check_options", "choose_kind"]
@@ -52,11 +53,12 @@ def check_options(options: BuildOptions) -> None:
     for name, kinds in OF_KINDS.items():
         if getattr(options, name) is not None and options.kind not in kinds:
             option = "--" + name.replace("_", "-")
-            named = ", ".join(sorted(kinds))
+            named = " and ".join(sorted(kinds))
             raise BuildError(
-                f"{option} is for {named}, and --kind is {options.kind}: leave it out, or choose another kind"
+                f"{option} is for kind {named}, and this is {options.kind}: leave it out, or choose another kind"
             )
     if options.kind is IndexKind.FAISS:
         if options.factory is None:
             raise BuildError("--kind faiss needs --factory, a string of FAISS's index factory, such as IVF256,SQ8")
-        check_factory(options.factory)
+        padded = None if options.code_bytes is None else -(-options.code_bytes // STEP) * STEP
+        check_factory(options.factory, padded)

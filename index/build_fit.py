@@ -266,5 +266,6 @@ def require_recall(recall: MeasuredRecall | None, least: float | None) -> None:
     if recall is not None and least is not None and recall.recall < least:
         raise BuildError(
             f"the measured recall@{recall.at} is {recall.recall:.4f} over {recall.queries} queries, below --min-recall "
-            f"{least}: nothing was published; build with a higher --target-recall, more --candidates or --code-bytes"
+            f"{least}: nothing was published; build with a higher --target-recall, and leave "
+            "--candidates, --nprobe and --code-bytes to the build, or raise them"
         )

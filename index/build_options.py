@@ -37,8 +37,8 @@ class BuildOptions(BaseModel):
     queries: Annotated[
         Path | None,
         Field(
-            description="File of real queries, half to fit and half to measure recall; the corpus's own documents if "
-            "not set. In any format and with the columns of the corpus."
+            description="File of real queries: half to fit, a quarter each to choose and to measure; the corpus's own "
+            "documents if not set. In any format and with the columns of the corpus."
         ),
     ] = None
     min_recall: Annotated[
@@ -55,7 +55,7 @@ class BuildOptions(BaseModel):
     ] = None
     candidates: Annotated[
         int | None,
-        Field(ge=1, description="Documents that a scan or a walk hands to exact scoring; chosen if not set."),
+        Field(ge=1, description="Documents scored exactly, no fewer than are wanted; chosen if not set."),
     ] = None
     hnsw_m: Annotated[
         int,

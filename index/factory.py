@@ -21,11 +21,14 @@ __all__ = ["FactoryIndex", "check_factory", "train_factory"]
 Points = npt.NDArray[np.float32]
 
 DIVISIBLE = 1440
-"""Dimensions for which a string is tried before there are any: what divides some dozen or hundred divides this."""
+"""Dimensions for which a string is tried before there are any."""
 
 
-def check_factory(factory: str) -> None:
-    """Raises BuildError for a string of which FAISS makes nothing, or nothing that finds what it should."""
+def check_factory(factory: str, dimensions: int | None) -> None:
+    """Raises BuildError for a string of which FAISS makes nothing, or nothing that finds what it should.
+
+    `dimensions` are the projected ones, where they are known.
+    """
     if "HNSW" in factory or "NSG" in factory:
         raise BuildError(
             f"{factory!r} links documents by inner product, by which a few of large norm are everyone's neighbour and "
@@ -38,7 +41,12 @@ def check_factory(factory: str) -> None:
         )
     if "L2norm" in factory or "IDMap" in factory:
         raise BuildError(f"{factory!r} changes the scores or the numbers of documents, which nothing may: leave it out")
-    _made(factory, DIVISIBLE)
+    try:
+        _made(factory, dimensions or DIVISIBLE)
+    except BuildError as error:
+        # How many there will be is not known yet, and what does not divide this may divide that.
+        if dimensions is not None or "multiple" not in str(error):
+            raise
 
 
 def train_factory(factory: str, points: Points) -> npt.NDArray[np.uint8]:
@@ -59,8 +67,8 @@ def _made(factory: str, dimensions: int) -> Any:
         index: Any = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise BuildError(
-            f"FAISS's index factory makes nothing of {factory!r} for {dimensions} projected dimensions: "
-            f"{_reason(error)}; --code-bytes sets how many there are"
+            f"FAISS's index factory makes nothing of {factory!r}, with {dimensions} projected dimensions: "
+            f"{_reason(error)}. --code-bytes sets how many there are, in steps of 16"
         ) from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise BuildError(f"{factory!r} does not search by inner product, which scores are")

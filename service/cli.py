@@ -242,13 +242,16 @@ def _recall_rows(manifest: Manifest) -> dict[str, object]:
     if recall is None or codes is None:
         return {**why, "measured recall": "exact by construction"}
     source = "given" if recall.source == "queries" else "that are documents"
-    missed = ", which it misses" if recall.high < recall.target else ""
-    broader = f", of {codes.breadth:.1f} times as many that are looked at" if codes.breadth > 1 else ""
+    if recall.high < recall.target:
+        missed = ", which it misses"
+    else:
+        missed = ", which is within that" if recall.recall < recall.target else ""
+    broader = f", the best of {codes.breadth:.1f} times as many that are found" if codes.breadth > 1 else ""
     return {
         **why,
         "measured recall": f"{recall.recall:.4f} at {recall.at}, {recall.low:.4f} to {recall.high:.4f} with 95% "
         f"confidence, over {recall.queries:,} queries {source}; asked for {recall.target}{missed}",
-        "candidates": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates)
+        "scored exactly": ", ".join(f"{candidates:,} for the top {top_k:,}" for top_k, candidates in codes.candidates)
         + broader,
     }
 

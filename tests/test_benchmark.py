@@ -36,8 +36,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--memory-segment",
         "200",
         "--kinds-documents",
-        "300",
-        "500",
+        "400",
     ]
     reports = ["--json", str(folder / "figures.json"), "--markdown", str(folder / "figures.md")]
     effort = ["--seconds", "0.01", "--rounds", "2", "--scratch", str(folder / "scratch")]

@@ -67,6 +67,6 @@ def test_an_option_of_another_kind_is_refused(
     make_index: MakeIndex, tmp_path: Path, kind: str, option: dict[str, object]
 ) -> None:
     name = list(option)[-1].replace("_", "-")
-    with pytest.raises(BuildError, match=rf"--{name} is for .*, and --kind is {kind}: leave it out"):
+    with pytest.raises(BuildError, match=rf"--{name} is for kind .*, and this is {kind}: leave it out"):
         make_index(random_gaussians(100, 4), kind=kind, **option)
     assert not (tmp_path / "index" / "staging").exists()

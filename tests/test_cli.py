@@ -84,10 +84,10 @@ def test_help_lists_every_command(run: Run) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("fastscan", ["codes", "bytes per document", "of", "times as many that are looked at"]),
+        ("fastscan", ["codes", "bytes per document", "of", "times as many that are found"]),
         ("ivf-fastscan", ["lists", "of which a query looks into (nprobe)"]),
         ("hnsw", ["24 links (M), chosen of 120 (efConstruction)"]),
-        ("auto", ["why this kind", "auto:", "millisecond", "measured recall", "candidates"]),
+        ("auto", ["why this kind", "auto:", "millisecond", "measured recall", "scored exactly"]),
     ],
 )
 def test_inspect_says_what_is_searched_and_why(

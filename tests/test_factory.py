@@ -67,7 +67,7 @@ def test_graphs_by_inner_product_are_refused_with_the_reason(tmp_path: Path, fac
         ("PQ16x4fs,RFlat", r"refines what it finds, .* leave it out"),
         ("L2norm,Flat", r"changes the scores or the numbers of documents"),
         ("IDMap,Flat", r"changes the scores or the numbers of documents"),
-        ("PQ7x4", r"makes nothing of 'PQ7x4' for \d+ projected dimensions: .* --code-bytes sets how many"),
+        ("PQ7x4", r"makes nothing of 'PQ7x4', with \d+ projected dimensions: .* --code-bytes sets how many"),
         ("IVF5000,Flat", r"'IVF5000,Flat' cannot be trained on \d+ documents: .*5000"),
     ],
 )
