@@ -94,6 +94,7 @@ def _size(setting: str) -> int:
 
 
 def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

@@ -286,6 +286,8 @@ def test_what_a_service_refuses_is_shown(run: Run, served: Served, queries: Path
 def test_an_interrupted_build_ends_with_130_and_goes_on_from_there(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    # A process that a shell has started in the background begins with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(30, 4))
     assert run("build", corpus, "--index", tmp_path / "i").exit_code == 0
     write_corpus(corpus, random_gaussians(40, 4, seed=5))
@@ -298,6 +300,7 @@ def test_an_interrupted_build_ends_with_130_and_goes_on_from_there(
     with monkeypatch.context() as patch:
         patch.setattr(cli, "progress_for", Interrupting)
         stopped = run("build", corpus, "--index", tmp_path / "i")
+    signal.signal(signal.SIGINT, before)
     assert stopped.exit_code == 130
     assert "interrupted" in stopped.stderr
     assert "Traceback" not in stopped.output
