@@ -5,7 +5,7 @@ from index.build_options import BuildOptions
 from index.errors import BuildError
 from index.factory import check_factory
 from index.manifest import IndexKind
-from index.scalar_codebook import STEP
+from index.projector import STEP
 from index.scanning import SCANNED
 
 __all__ = ["check_options", "choose_kind"]

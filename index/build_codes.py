@@ -25,8 +25,6 @@ MORE_DIGITS = 1.5
 """How many times the digits are tried next, when they miss the target with any number of candidates."""
 MOST_DIGITS = 512
 STEP = 1.1
-GAIN = 0.001
-"""Of recall, below which it is not worth it to find twice as many, where no number reaches the target."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +90,7 @@ def coded(fitting: Fitting, target: float) -> Coded:
         is_last = plan.code_bytes is not None or digits == most
         try:
             found, candidates = ladder.broad(
-                lambda found, candidates: FOUND_SECONDS * found + CANDIDATE_SECONDS * candidates, GAIN
+                lambda found, candidates: FOUND_SECONDS * found + CANDIDATE_SECONDS * candidates
             )
         except NotReachedError as error:
             if is_last:

@@ -2,7 +2,7 @@
 
 import functools
 
-from index.build_fit import CodedIndex, CodesForm, Fitting, NotReachedError, measured_recall
+from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
 from index.calibration import CANDIDATE_SECONDS, MOST_CANDIDATES, NUMBER_SECONDS
 from index.factory_codebook import FactoryCodebook
@@ -12,7 +12,6 @@ from index.manifest import CodesRecord, FactoryRecord
 __all__ = ["build_factory"]
 
 STEP = 1.15
-GAIN = 0.001
 
 
 def build_factory(fitting: Fitting) -> CodedIndex:
@@ -47,16 +46,12 @@ def build_factory(fitting: Fitting) -> CodedIndex:
         return seconds * nprobe + CANDIDATE_SECONDS * candidates
 
     if plan.candidates is not None:
-        nprobe, candidates = ladder.given(plan.candidates, 1, GAIN)
+        nprobe, candidates = ladder.given(plan.candidates, 1)
     else:
         nprobe, candidates = ladder.cheapest(at, cost)
     probes, pairs = [[at, nprobe]], [[at, candidates]]
     if ladder.deeper is not None:
-        # Where so many cannot be found, searches for them take all that is there.
-        try:
-            more, its = ladder.cheapest(ladder.deeper, cost)
-        except NotReachedError:
-            more, its = lists or 1, MOST_CANDIDATES
+        more, its = ladder.cheapest_or_all(ladder.deeper, cost)
         probes.append([ladder.deeper, max(nprobe, more)])
         pairs.append([ladder.deeper, max(candidates, its)])
     size = sum((fitting.folder(segment) / "vectors.faiss").stat().st_size for segment in segments)

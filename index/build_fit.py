@@ -227,20 +227,15 @@ def _drawn(store: GaussianStore, queries: Gaussians | None) -> tuple[Numbers, Ga
     # Of a corpus too small to spare documents all are used for both.
     apart = HELD_OUT if len(drawn) >= 4 * HELD_OUT else 0
     sample, others = np.sort(drawn[apart:]), np.sort(drawn[:apart] if apart else drawn[:HELD_OUT])
-    documents = _gaussians(store, sample)
+    documents = store.batch(sample)
     if queries is None:
-        return sample, documents, documents, HeldOut(_gaussians(store, others), others)
+        return sample, documents, documents, HeldOut(store.batch(others), others)
     measured = queries[1::2][:MOST_HELD_OUT]
     given = queries[::2]
     # As much weight for queries, which say what will be asked, as for documents, which are more.
     repeated = given[torch.arange(len(documents)) % len(given)]
     held_out = HeldOut(measured, np.full(len(measured), -1, dtype=np.int64))
     return sample, documents, Gaussians.concatenate([documents, repeated]), held_out
-
-
-def _gaussians(store: GaussianStore, numbers: Numbers) -> Gaussians:
-    means, variances = store.gaussians(numbers)
-    return Gaussians.unchecked(torch.from_numpy(means), torch.from_numpy(variances))
 
 
 def measured_recall(fitting: Fitting, ranks: Numbers, candidates: int) -> MeasuredRecall:

@@ -6,12 +6,9 @@ A build that is resumed finds the codebook, the segments that it coded and the g
 
 from pathlib import Path
 
-import torch
-
 from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
 from index.durable import measure
-from index.gaussians import Gaussians
 from index.geometry import FisherGeometry
 from index.graph import Graph, GraphBuilder
 from index.graph_scanning import GraphScanner
@@ -26,8 +23,6 @@ the variance, and their graph is as good as that of all of them, and built in tw
 LINKED_TOGETHER = 1 << 16
 """Documents handed to FAISS at a time."""
 NARROWEST, BROADEST, STEP = 16, 8192, 1.1
-GAIN = 0.001
-"""Of recall, below which a walk twice as broad is not worth it where no breadth reaches the target."""
 
 
 def build_graph(fitting: Fitting) -> CodedIndex:
@@ -57,7 +52,7 @@ def build_graph(fitting: Fitting) -> CodedIndex:
         fitting, "walks of breadth", steps(least, most, STEP), lambda breadth: scanner.walk(queries, breadth, breadth)
     )
     # It takes about as long to go on from a document as to score one.
-    breadth, candidates = ladder.broad(lambda breadth, candidates: breadth + candidates, GAIN)
+    breadth, candidates = ladder.broad(lambda breadth, candidates: breadth + candidates)
     record = CodesRecord(
         codebook=name,
         file=entry,
@@ -87,9 +82,7 @@ def _linked(fitting: Fitting) -> tuple[Path, FileEntry]:
     fitting.progress.phase("linking documents", len(store))
     geometry = FisherGeometry.fit(fitting.documents, fitting.standardisation, GEOMETRY_DIMENSIONS)
     builder = GraphBuilder(geometry.points(fitting.documents), plan.hnsw_m or 1, plan.hnsw_ef_construction or 1)
-    for _, means, variances in store.blocks(LINKED_TOGETHER):
-        # Copied, for torch takes no memory that it must not write to.
-        block = Gaussians.unchecked(torch.from_numpy(means.copy()), torch.from_numpy(variances.copy()))
+    for block in store.batches(LINKED_TOGETHER):
         builder.add(geometry.points(block))
         fitting.progress.advance(len(block))
     builder.write(path)

@@ -9,6 +9,8 @@ from index.documents import Numbers
 
 __all__ = ["Ladder", "steps"]
 
+GAIN = 0.001
+"""Of recall, below which twice as much is not worth it, where with the candidates that are given nothing reaches it."""
 TRIED = 5
 """Rungs, from the first that reaches the target, of which the cheapest is chosen: higher ones need fewer candidates,
 but soon hardly fewer."""
@@ -72,9 +74,16 @@ class Ladder:
         ]
         return min(choices, key=lambda choice: cost(*choice))
 
-    def given(self, candidates: int, start: int, gain: float) -> tuple[int, int]:
+    def cheapest_or_all(self, at: int, cost: Callable[[int, int], float]) -> tuple[int, int]:
+        """As `cheapest`; where no value reaches the target, the last one and as many candidates as there ever are."""
+        try:
+            return self.cheapest(at, cost)
+        except NotReachedError:
+            return self.rungs[-1], MOST_CANDIDATES
+
+    def given(self, candidates: int, start: int) -> tuple[int, int]:
         """The same where the candidates are given: the first of `start` and its doubles that reaches the target, or
-        after which the next gains less recall than `gain`."""
+        after which the next gains less recall than GAIN."""
         target, at = self._target, self._fitting.target[1]
         candidates = min(self._fitting.calibration.documents, max(at + self._own, candidates))
         value = max(start, self.rungs[0])
@@ -82,7 +91,7 @@ class Ladder:
         while reached < target and value < self.rungs[-1]:
             next_value = min(2 * value, self.rungs[-1])
             more = self.recall(next_value, candidates, at)
-            if more < reached + gain:
+            if more < reached + GAIN:
                 break
             value, reached = next_value, more
         return value, candidates
@@ -107,7 +116,7 @@ class Ladder:
         is_known = self._fitting.calibration.depth == at and at <= MOST_CANDIDATES
         return at if is_known and self._fitting.plan.candidates is None else None
 
-    def broad(self, cost: Callable[[int, int], float], gain: float) -> tuple[int, list[list[int]]]:
+    def broad(self, cost: Callable[[int, int], float]) -> tuple[int, list[list[int]]]:
         """The value of a search that looks at so many documents to find its candidates, and the pairs of a top_k and
         its candidates: those for more documents are found by as many times more.
 
@@ -116,7 +125,7 @@ class Ladder:
         target, at = self._target, self._fitting.target[1]
         fixed = self._fitting.plan.candidates
         if fixed is not None:
-            value, candidates = self.given(fixed, fixed, gain)
+            value, candidates = self.given(fixed, fixed)
             return max(value, candidates), [[at, candidates]]
         value, candidates = self.cheapest(at, cost)
         value = max(value, candidates)

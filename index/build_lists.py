@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from index.build_codes import coded
-from index.build_fit import CodedIndex, Fitting, NotReachedError, measured_recall
+from index.build_fit import CodedIndex, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
-from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS, MOST_CANDIDATES
+from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS
 from index.clustering import cluster, nearest_lists
 from index.durable import checksum, write_atomically
 from index.encoding import Encoding, encode_queries
-from index.gaussians import Gaussians
 from index.list_scanning import ListScanner
 from index.lists import Lists
 from index.manifest import CodesRecord, FileEntry, ListsRecord
@@ -31,8 +30,6 @@ SAMPLE_PER_LIST, SAMPLE = 64, 1 << 17
 """Documents that lists are made by, for each and in all: what bounds the time and the memory that it takes."""
 READ_TOGETHER = 1 << 14
 STEP = 1.15
-GAIN = 0.001
-"""Of recall, below which twice as many lists are not worth it where no number of them reaches the target."""
 SEED = 2023
 
 
@@ -64,18 +61,14 @@ def build_lists(fitting: Fitting, device: torch.device) -> CodedIndex:
         nprobe = min(plan.nprobe, total)
         candidates = plan.candidates or first.candidates(nprobe, at) or codes.candidates[0][1]
     elif plan.candidates is not None:
-        nprobe, candidates = first.given(plan.candidates, 1, GAIN)
+        nprobe, candidates = first.given(plan.candidates, 1)
     else:
         nprobe, candidates = first.cheapest(at, cost)
     nprobe, candidates = min(nprobe, total), min(candidates, codes.found)
     probes, pairs, breadth = [[at, nprobe]], [[at, candidates]], codes.found / candidates
     if first.deeper is not None and plan.nprobe is None:
         found = math.ceil(codes.breadth * codes.candidates[-1][1])
-        # Where so many cannot be found, searches for them take all that is there.
-        try:
-            more, its = ladder(found).cheapest(first.deeper, cost)
-        except NotReachedError:
-            more, its = total, MOST_CANDIDATES
+        more, its = ladder(found).cheapest_or_all(first.deeper, cost)
         probes.append([first.deeper, max(nprobe, more)])
         pairs.append([first.deeper, max(candidates, its, math.ceil(found / breadth))])
     record = CodesRecord(
@@ -113,14 +106,10 @@ def _made(fitting: Fitting, device: torch.device) -> Lists:
     lists = fitting.plan.lists or max(1, round(LISTS_PER_ROOT * math.sqrt(len(store))))
     fitting.progress.phase("clustering", None)
     drawn = np.random.default_rng(SEED).permutation(len(store))[: min(SAMPLE_PER_LIST * lists, SAMPLE)]
-    means, variances = store.gaussians(np.sort(drawn).astype(np.int64))
-    sample = Gaussians.unchecked(torch.from_numpy(means), torch.from_numpy(variances))
-    centroids = cluster(sample, lists, standardisation, SEED, device)
+    centroids = cluster(store.batch(np.sort(drawn).astype(np.int64)), lists, standardisation, SEED, device)
     fitting.progress.phase("putting documents into lists", len(store))
     on_device, members = centroids.to(device), []
-    for _, its_means, its_variances in store.blocks(READ_TOGETHER):
-        # Copied, for torch takes no memory that it must not write to.
-        block = Gaussians.unchecked(torch.from_numpy(its_means.copy()), torch.from_numpy(its_variances.copy()))
+    for block in store.batches(READ_TOGETHER):
         vectors = encode_queries(block.to(device), Encoding.FOLDED, standardisation)
         members.append(nearest_lists(vectors, on_device).to(torch.int32).cpu().numpy())
         fitting.progress.advance(len(block))

@@ -9,6 +9,7 @@ is that of the other half.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,47 +144,56 @@ class CandidateModel:
 
         energies: those of the projection (r,).
         """
-        fastest, digits = math.inf, int(DIGITS[-1])
-        for choice in DIGITS:
-            if DIGIT_SECONDS * choice * self.documents >= fastest:
-                break
-            left = Allocation.best(energies, choice).left(energies) / float(energies.sum() or 1.0)
-            needed = self.candidates(ROUNDING * left, target, at)
-            if needed is None:
-                continue
-            seconds = DIGIT_SECONDS * choice * self.documents + FOUND_SECONDS * needed
-            if seconds < fastest:
-                fastest, digits = seconds, choice
-        return digits
+        total = float(energies.sum() or 1.0)
+        return self._fastest(
+            DIGITS,
+            lambda choice: self.candidates(
+                ROUNDING * Allocation.best(energies, choice).left(energies) / total, target, at
+            ),
+            lambda choice, needed: DIGIT_SECONDS * choice * self.documents + FOUND_SECONDS * needed,
+        )
 
     def shortlist_dimensions(self, energies: Floats, target: float, at: int) -> int:
         """The number of projected dimensions of the second look, by which candidates are chosen of what codes find."""
-        fastest, dimensions = math.inf, int(DIMENSIONS[-1])
-        for choice in DIMENSIONS:
-            if SHORTLIST * choice * NUMBER_SECONDS >= fastest:
-                break
-            needed = self.candidates(float(energies[choice:].sum() / (energies.sum() or 1.0)), target, at)
-            if needed is None:
-                continue
-            seconds = SHORTLIST * choice * NUMBER_SECONDS + CANDIDATE_SECONDS * needed
-            if seconds < fastest:
-                fastest, dimensions = seconds, choice
-        return dimensions
+        return self._fastest(
+            DIMENSIONS,
+            lambda choice: self._truncated(energies, choice, target, at),
+            lambda choice, needed: SHORTLIST * choice * NUMBER_SECONDS + CANDIDATE_SECONDS * needed,
+        )
 
     def dimensions(self, energies: Floats, target: float, at: int) -> int:
         """The number of projected dimensions with which walks of a graph for `at` documents take the shortest, at the
         recall `target`."""
-        fastest, dimensions = math.inf, int(DIMENSIONS[-1])
-        for choice in DIMENSIONS:
-            left = float(energies[choice:].sum() / (energies.sum() or 1.0))
-            needed = self.candidates(left, target, at)
-            if needed is None:
-                continue
+
+        def seconds(choice: int, needed: float) -> float:
             visits = VISITS * max(needed, BREADTH * at)
-            seconds = visits * (VISIT_SECONDS + choice * NUMBER_SECONDS) + CANDIDATE_SECONDS * needed
-            if seconds < fastest:
-                fastest, dimensions = seconds, choice
-        return dimensions
+            return visits * (VISIT_SECONDS + choice * NUMBER_SECONDS) + CANDIDATE_SECONDS * needed
+
+        return self._fastest(DIMENSIONS, lambda choice: self._truncated(energies, choice, target, at), seconds)
+
+    @staticmethod
+    def _fastest(
+        choices: Sequence[int],
+        candidates: Callable[[int], float | None],
+        seconds: Callable[[int, float], float],
+    ) -> int:
+        """Of ascending choices the one whose candidates take the shortest; the last where none reach the target.
+
+        A choice takes no less than with no candidates, and the ones after it no less than it: so what is slower even
+        then ends the search.
+        """
+        fastest, best = math.inf, choices[-1]
+        for choice in choices:
+            if seconds(choice, 0.0) >= fastest:
+                break
+            needed = candidates(choice)
+            if needed is not None and seconds(choice, needed) < fastest:
+                fastest, best = seconds(choice, needed), choice
+        return best
+
+    def _truncated(self, energies: Floats, dimensions: int, target: float, at: int) -> float | None:
+        """As `candidates`, with only so many dimensions of a projection."""
+        return self.candidates(float(energies[dimensions:].sum() / (energies.sum() or 1.0)), target, at)
 
     def candidates(self, left: float, target: float, at: int) -> float | None:
         """The candidates that reach the target when a score's error has `left` of the scores' variance; None where

@@ -4,11 +4,12 @@ Segments that share a codebook are scanned as one: what a scan does before it lo
 looking at ten thousand of them.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +20,19 @@ from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
 from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
-from index.scalar_codebook import Vectors
+from index.projector import Vectors
 from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
-__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "best_of", "broadened", "weighed"]
+__all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "broadened", "by_query", "weighed"]
 
 SHARD_BYTES = 1 << 20
 """The fewest bytes of codes that a shard is worth a thread for: what a core scans in a tenth of a millisecond."""
-
-
 MOST_FOUND = 1 << 14
 """Four times what is found at most where recall is measured: a request may ask for any number of candidates, and each
 document that is found takes memory for every query."""
 ALONE = 2
-"""Queries for each thread from which on several look at what was found: one takes a tenth of a millisecond."""
-
-
+"""Queries for each thread from which on several share them out: one takes a tenth of a millisecond or a few."""
 NONE: Numbers = np.empty(0, dtype=np.int64)
 
 
@@ -76,16 +73,17 @@ def broadened(breadth: float, count: int, documents: int) -> int:
     return min(documents, max(count, min(math.ceil(breadth * count), MOST_FOUND)))
 
 
-def best_of(
-    shortlist: Shortlist, projected: Vectors, found: Numbers, count: int, pool: ThreadPoolExecutor, threads: int
+def by_query(
+    pool: ThreadPoolExecutor, threads: int, work: Callable[..., Numbers], *arguments: npt.NDArray[Any]
 ) -> Numbers:
-    """Shortlist.best of projected queries (b, r), shared out among a pool's threads and this one."""
-    parts = max(1, min(threads, len(found) // ALONE))
+    """What `work` gives for arguments of b rows each, a row a query: (b, any), shared out among so many threads, of
+    which this one is the first."""
+    parts = max(1, min(threads, len(arguments[0]) // ALONE))
     if parts == 1:
-        return shortlist.best(projected, found, count)
-    (its, numbers), *others = zip(np.array_split(projected, parts), np.array_split(found, parts), strict=True)
-    pending = [pool.submit(shortlist.best, *other, count) for other in others]
-    return np.concatenate([shortlist.best(its, numbers, count), *(future.result() for future in pending)])
+        return work(*arguments)
+    first, *others = zip(*(np.array_split(each, parts) for each in arguments), strict=True)
+    pending = [pool.submit(work, *other) for other in others]
+    return np.concatenate([work(*first), *(future.result() for future in pending)])
 
 
 class CodeScanner:
@@ -115,7 +113,8 @@ class CodeScanner:
     def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
         """As ApproximateScanner."""
         projected, found = self.found(queries, broadened(self._breadth, count, self._documents))
-        return best_of(self._shortlist, projected, found, count, self._pool, len(self._shards))
+        best = functools.partial(self._shortlist.best, count=count)
+        return by_query(self._pool, len(self._shards), best, projected, found)
 
     def found(self, queries: Gaussians, count: int) -> tuple[Vectors, Numbers]:
         """The projected queries (b, r), and the `count` documents that codes take for the likeliest, likeliest first:

@@ -5,14 +5,13 @@ of each digit stand for, and the ranges of the projected numbers (index.scalar_c
 corpus, once per index: segments that share it can be scanned as one.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
-from safetensors import SafetensorError
 from torch import Tensor
 
 from index.allocation import GROUP, Allocation
@@ -27,31 +26,25 @@ from index.codes import (
 )
 from index.manifest import FileEntry
 from index.projection import Projection
-from index.scalar_codebook import ScalarCodebook
-from index.scalar_codes import Ranges, scalar_codes
+from index.projector import Projector, Vectors, padded_maps
+from index.scalar_codebook import ranges_that_do
+from index.scalar_codes import Ranges, bytes_of, scalar_codes
 from index.segments import map_array, write_array
 
 __all__ = ["Codebook"]
 
 SEED = 2023
 
-Vectors = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Codebook:
-    """Codes of M digits for folded vectors of w = 2k+1 numbers, by way of r projected ones.
+class Codebook(Projector):
+    """Codes of M digits, and projected vectors of r numbers.
 
-    center: (w,). documents, queries: (w, r), zero where there are no more dimensions. ranges: (2, r), or (0, r) where
-    numbers have 16 bits. places: (M * GROUP,) int64, the projected dimension at each place of a point, r where there is
-    none. double: how many digits have a second one, which codes what the first leaves: digit
-    i's is digit double + i. centroids: (M, 16, GROUP). Floats are float32, and those of `queries` float64: rounded to
-    float32 after it, a projection does not depend on which other queries there are.
+    ranges: those of the numbers (index.scalar_codes). places: (M * GROUP,) int64, the projected dimension at each place
+    of a point, r where there is none. double: how many digits have a second one, which codes what the first leaves:
+    digit i's is digit double + i. centroids: (M, 16, GROUP) float32.
     """
 
-    center: Vectors
-    documents: Vectors
-    queries: npt.NDArray[np.float64]
     ranges: Ranges
     places: npt.NDArray[np.int64]
     double: int
@@ -64,26 +57,15 @@ class Codebook:
         allocation = Allocation.best(projection.energies.numpy(), digits)
         groups = allocation.groups(projection.dimensions)
         groups += [[]] * (digits - len(groups))
-        coded = max((dimension for group in groups for dimension in group), default=0) + 1
-        whole = ScalarCodebook.fit(projection, max(coded, dimensions), sample)
-        r = whole.dimensions
+        dimensions = max(dimensions, max((dimension for group in groups for dimension in group), default=0) + 1)
+        maps = padded_maps(projection, dimensions)
+        points = Projector(*maps).points(sample)
+        r = points.shape[1]
         places = np.array([[*group, *[r] * (GROUP - len(group))] for group in groups], dtype=np.int64).ravel()
-        codebook = cls(
-            whole.center,
-            whole.documents,
-            whole.queries,
-            whole.ranges,
-            places,
-            allocation.double,
-            np.zeros((digits, 16, GROUP), dtype=np.float32),
-        )
-        codebook._train(codebook._laid_out(whole.points(sample)))
+        ranges = ranges_that_do(projection, dimensions, points)
+        codebook = cls(*maps, ranges, places, allocation.double, np.zeros((digits, 16, GROUP), dtype=np.float32))
+        codebook._train(codebook.laid_out(points))
         return codebook
-
-    @property
-    def width(self) -> int:
-        """w."""
-        return len(self.center)
 
     @property
     def code_bytes(self) -> int:
@@ -93,22 +75,20 @@ class Codebook:
     @property
     def dimensions(self) -> int:
         """The projected dimensions that any digit codes."""
-        return int(self.places[self.places < self._r].max(initial=0)) + 1
+        return int(self.places[self.places < self.projected].max(initial=0)) + 1
 
     def encode(self, vectors: Tensor) -> tuple[Codes, ...]:
         """The codes (n, M/2) of folded document vectors (n, w) float32, on any device, and the projected vectors'."""
-        projected = self._whole.points(vectors)
-        points = self._laid_out(projected)
+        projected = self.points(vectors)
+        points = self.laid_out(projected)
         _leave_rest(points, self.centroids, self.double)
         return nearest_digits(points, self.centroids), scalar_codes(projected, self.ranges)
 
-    def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
-        """Folded query vectors (b, w), projected: (b, r) float32, infinite where that cannot hold them."""
-        return self._whole.weigh(vectors)
-
     def laid_out(self, projected: Vectors) -> Vectors:
-        """Projected query vectors (b, r) laid out for a scan: (b, M * GROUP)."""
-        return self._laid_out(projected)
+        """Projected vectors (n, r), of documents or queries, laid out for a scan: (n, M * GROUP)."""
+        padded = np.zeros((len(projected), self.projected + 1), dtype=np.float32)
+        padded[:, :-1] = projected
+        return np.take(padded, self.places, axis=1)
 
     def write(self, folder: Path, *codes: Codes) -> dict[str, FileEntry]:
         """Writes what `encode` gave of a segment."""
@@ -124,36 +104,18 @@ class Codebook:
 
     def map_projected(self, folder: Path, documents: int) -> Codes:
         """Maps the projected vectors that `write` wrote; raises CorruptIndexError for anything else."""
-        return map_array(folder / "projected.npy", np.dtype(np.uint8), documents, self._whole.code_bytes)
-
-    def to_bytes(self) -> bytes:
-        """The codebook as a safetensors file."""
-        tensors = {
-            name: getattr(self, name) for name in ("center", "documents", "queries", "ranges", "places", "centroids")
-        }
-        return bytes(safetensors.numpy.save({**tensors, "double": np.array([self.double])}))
+        return map_array(folder / "projected.npy", np.dtype(np.uint8), documents, bytes_of(self.ranges))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` made; ValueError for anything else."""
-        try:
-            tensors = safetensors.numpy.load(data)
-            double = int(tensors.pop("double")[0])
-            return cls(**tensors, double=double)
-        except (SafetensorError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"not a codebook: {error}") from error
-
-    @property
-    def _r(self) -> int:
-        return int(self.documents.shape[1])
-
-    @property
-    def _whole(self) -> ScalarCodebook:
-        return ScalarCodebook(self.center, self.documents, self.queries, self.ranges)
+        made = super(Codebook, cls).from_bytes(data)
+        # A number comes back as an array of one.
+        return dataclasses.replace(made, double=int(np.asarray(made.double).item()))
 
     def _train(self, points: Vectors) -> None:
         """Sets the centroids by points (s, M * GROUP) of a sample, which are changed."""
-        several = self.places.reshape(-1, GROUP)[:, 1] < self._r
+        several = self.places.reshape(-1, GROUP)[:, 1] < self.projected
         for digit in np.flatnonzero(~several).tolist():
             if digit == self.double:
                 # The first digits are trained: the second ones code what they leave.
@@ -162,11 +124,6 @@ class Codebook:
         if several.any():
             shared = points.reshape(len(points), -1, GROUP)[:, several]
             self.centroids[several] = train_centroids(shared.reshape(len(points), -1), SEED)
-
-    def _laid_out(self, projected: npt.NDArray[np.floating]) -> Vectors:
-        padded = np.zeros((len(projected), self._r + 1), dtype=np.float32)
-        padded[:, :-1] = projected
-        return np.take(padded, self.places, axis=1)
 
 
 def _leave_rest(points: Vectors, centroids: Centroids, double: int) -> None:

@@ -95,6 +95,17 @@ class GaussianStore(Rows[np.float32]):
         both = self.take(numbers.ravel()).reshape(*numbers.shape, 2 * self.k)
         return both[..., : self.k], both[..., self.k :]
 
+    def batch(self, numbers: Numbers) -> Gaussians:
+        """These documents (m,) as a batch."""
+        means, variances = self.gaussians(numbers)
+        return Gaussians.unchecked(torch.from_numpy(means), torch.from_numpy(variances))
+
+    def batches(self, rows: int) -> Iterator[Gaussians]:
+        """All documents in order, at most `rows` at a time."""
+        for _, means, variances in self.blocks(rows):
+            # Copied, for torch takes no memory that it must not write to.
+            yield Gaussians.unchecked(torch.from_numpy(means.copy()), torch.from_numpy(variances.copy()))
+
     def blocks(self, rows: int) -> Iterator[tuple[Numbers, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
         """All documents in order, at most `rows` at a time: numbers (m,), means (m, k), variances (m, k)."""
         for start, array in zip(self.starts, self.arrays, strict=False):

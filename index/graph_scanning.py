@@ -1,10 +1,9 @@
 """The walk of a graph in place of a scan: some thousands of documents are looked at, however many there are."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
-from index.code_scanning import broadened, weighed
+from index.code_scanning import broadened, by_query, weighed
 from index.cores import available_cores
 from index.documents import Numbers
 from index.encoding import QueryFolder, Standardisation
@@ -14,9 +13,6 @@ from index.scalar_codebook import ScalarCodebook
 from index.vectors import one_thread, set_threads
 
 __all__ = ["GraphScanner"]
-
-ALONE = 2
-"""Queries for each thread from which on several walk: a walk takes a fraction of a millisecond, and so does waking."""
 
 
 class GraphScanner:
@@ -44,11 +40,8 @@ class GraphScanner:
     def walk(self, queries: Gaussians, count: int, breadth: int) -> Numbers:
         """As `scan`, by walks of a given breadth."""
         weights, unusable = weighed(self._codebook, self._fold(queries))
-        threads = max(1, min(self._threads, len(weights) // ALONE))
-        first, *others = np.array_split(weights, threads)
-        pending = [self._pool.submit(self._graph.search, part, count, breadth) for part in others]
+        search = functools.partial(self._graph.search, count=count, breadth=breadth)
         with one_thread():
-            found = [self._graph.search(first, count, breadth)]
-        numbers = np.concatenate([*found, *(future.result() for future in pending)])
+            numbers = by_query(self._pool, self._threads, search, weights)
         numbers[unusable] = -1
         return numbers

@@ -124,8 +124,7 @@ def _seconds(queries: Tensor, rows: Tensor) -> float:
 def _metric(store: GaussianStore, standardisation: Standardisation) -> tuple[Tensor, Tensor, Tensor]:
     """The mean of folded documents (w,), T and its inverse (w, w), by a sample of the documents, float64."""
     drawn = np.random.default_rng(SEED).permutation(len(store))[:SAMPLE].astype(np.int64)
-    means, variances = store.gaussians(np.sort(drawn))
-    sample = Gaussians.unchecked(torch.from_numpy(means), torch.from_numpy(variances))
+    sample = store.batch(np.sort(drawn))
     documents, queries = (
         encode(sample, SCANNED, standardisation, out=torch.empty(len(sample), SCANNED.width(store.k)).double())
         for encode in (encode_documents, encode_queries)
@@ -136,9 +135,7 @@ def _metric(store: GaussianStore, standardisation: Standardisation) -> tuple[Ten
 
 def _encoded(store: GaussianStore, standardisation: Standardisation) -> Iterator[Tensor]:
     """All documents' folded vectors, (any, w) float64, in order."""
-    for _, means, variances in store.blocks(ENCODED_ROWS):
-        # Copied, for torch takes no memory that it must not write to.
-        block = Gaussians.unchecked(torch.from_numpy(means.copy()), torch.from_numpy(variances.copy()))
+    for block in store.batches(ENCODED_ROWS):
         out = torch.empty(len(block), SCANNED.width(store.k), dtype=torch.float64)
         yield encode_documents(block, SCANNED, standardisation, out=out)
 

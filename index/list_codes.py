@@ -46,7 +46,7 @@ class CodeLists:
         return int(self._index.ntotal)
 
     def search(
-        self, queries: npt.NDArray[np.float32], count: int, probes: npt.NDArray[np.int64]
+        self, queries: npt.NDArray[np.float32], probes: npt.NDArray[np.int64], count: int
     ) -> npt.NDArray[np.int64]:
         """The `count` documents of the largest approximate inner products in the lists `probes` (b, nprobe): rows (b,
         count), best first.

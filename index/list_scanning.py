@@ -1,5 +1,6 @@
 """The scan of some lists in place of all documents: those whose centroids diverge least from the query."""
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from index.code_scanning import ALONE, best_of, broadened, weighed
+from index.code_scanning import broadened, by_query, weighed
 from index.codebook import Codebook
 from index.codes import Codes
 from index.cores import available_cores, torch_on_one_core
@@ -16,7 +17,6 @@ from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.list_codes import CodeLists
 from index.lists import Lists
-from index.scalar_codebook import Vectors
 from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
@@ -52,20 +52,12 @@ class ListScanner:
         vectors = self._fold(queries)
         projected, unusable = weighed(self._codebook, vectors)
         probes = self._probes(vectors, nprobe or len(self._centroids))
-        threads = max(1, min(self._threads, len(projected) // ALONE))
-        wanted = broadened(self._breadth, count, len(self._codes))
-        weights = self._codebook.laid_out(projected)
-        first, *others = zip(np.array_split(weights, threads), np.array_split(probes, threads), strict=True)
-        pending = [self._pool.submit(self._search, part, wanted) for part in others]
+        search = functools.partial(self._codes.search, count=broadened(self._breadth, count, len(self._codes)))
         with one_thread():
-            found = [self._search(first, wanted)]
-        numbers = np.concatenate([*found, *(future.result() for future in pending)])
+            numbers = by_query(self._pool, self._threads, search, self._codebook.laid_out(projected), probes)
         numbers[unusable] = -1
-        return best_of(self._shortlist, projected, numbers, count, self._pool, self._threads)
-
-    def _search(self, part: tuple[Vectors, Numbers], count: int) -> Numbers:
-        weights, probes = part
-        return self._codes.search(weights, count, probes)
+        best = functools.partial(self._shortlist.best, count=count)
+        return by_query(self._pool, self._threads, best, projected, numbers)
 
     def _probes(self, vectors: npt.NDArray[np.float64], nprobe: int) -> Numbers:
         """The lists (b, nprobe) whose centroids' -KL is the largest."""

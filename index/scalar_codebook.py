@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.numpy
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from index.codes import Codes
 from index.manifest import FileEntry
 from index.projection import Projection
+from index.projector import Projector, Vectors, padded_maps
 from index.scalar_codes import (
     Ranges,
+    bytes_of,
     decode,
     find_ranges,
     no_ranges,
@@ -28,12 +26,8 @@ from index.scalar_codes import (
     write_scalar_codes,
 )
 
-__all__ = ["STEP", "ScalarCodebook", "Vectors"]
+__all__ = ["ScalarCodebook", "ranges_that_do"]
 
-Vectors = npt.NDArray[np.float32]
-
-STEP = 16
-"""FAISS takes as many numbers at a time; of other widths it takes six times as long for the same."""
 LOST_BY_BITS = 0.1
 """The share of the projection's own error that rounding to 8 bits may add; where it would add more, 16 are taken."""
 LOST_AT_LEAST = 2e-4
@@ -41,46 +35,23 @@ LOST_AT_LEAST = 2e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ScalarCodebook:
-    """Codes of r numbers, a multiple of STEP, for folded vectors of w = 2k+1.
+class ScalarCodebook(Projector):
+    """Codes of r numbers. ranges: (2, r) for 8 bits, (0, r) for 16."""
 
-    center: (w,). documents, queries: (w, r), zero where there are no more dimensions. ranges: (2, r) for 8 bits, (0, r)
-    for 16. Floats are float32, and those of `queries` float64, as in index.codebook.
-    """
-
-    center: Vectors
-    documents: Vectors
-    queries: npt.NDArray[np.float64]
     ranges: Ranges
 
     @classmethod
     def fit(cls, projection: Projection, dimensions: int, sample: Tensor, *, eight_bits: bool = False) -> Self:
         """The codebook of about so many dimensions for folded vectors like those of the sample (s, w), with 16 bits a
         number unless 8 lose little or are asked for."""
-        kept = min(dimensions, projection.dimensions)
-        used = projection.truncated(kept)
-        padding = ((0, 0), (0, -kept % STEP))
-        documents = np.ascontiguousarray(np.pad(used.documents.numpy(), padding), dtype=np.float32)
-        queries = np.ascontiguousarray(np.pad(used.queries.numpy(), padding))
-        unrounded = cls(used.center.numpy().astype(np.float32), documents, queries, no_ranges(documents.shape[1]))
-        points = unrounded.points(sample)
-        ranges = find_ranges(points)
-        lost = float(
-            np.square(decode(scalar_codes(points, ranges), ranges) - points, dtype=np.float64).sum(axis=1).mean()
-        )
-        left = float(projection.energies[kept:].sum())
-        allowed = max(LOST_BY_BITS * left, LOST_AT_LEAST * float(projection.energies.sum()))
-        return unrounded if lost > allowed and not eight_bits else cls(unrounded.center, documents, queries, ranges)
-
-    @property
-    def width(self) -> int:
-        """w."""
-        return len(self.center)
+        maps = padded_maps(projection, dimensions)
+        points = Projector(*maps).points(sample)
+        return cls(*maps, find_ranges(points) if eight_bits else ranges_that_do(projection, dimensions, points))
 
     @property
     def dimensions(self) -> int:
         """r."""
-        return int(self.documents.shape[1])
+        return self.projected
 
     @property
     def bits(self) -> int:
@@ -90,24 +61,11 @@ class ScalarCodebook:
     @property
     def code_bytes(self) -> int:
         """Bytes of a code."""
-        return self.dimensions * self.bits // 8
-
-    def points(self, vectors: Tensor) -> Vectors:
-        """Folded document vectors (n, w) float32, on any device, centred and projected: (n, r)."""
-        device = vectors.device
-        center, documents = torch.from_numpy(self.center).to(device), torch.from_numpy(self.documents).to(device)
-        points: Vectors = ((vectors - center) @ documents).cpu().numpy()
-        return points
+        return bytes_of(self.ranges)
 
     def encode(self, vectors: Tensor) -> tuple[Codes, ...]:
         """The codes (n, code_bytes) of folded document vectors (n, w) float32, on any device."""
         return (scalar_codes(self.points(vectors), self.ranges),)
-
-    def weigh(self, vectors: npt.NDArray[np.float64]) -> Vectors:
-        """Folded query vectors (b, w), projected: (b, r), infinite where float32 cannot hold them."""
-        # By torch, which can be kept to one core: NumPy's threads go on spinning on the others for a while.
-        projected = torch.from_numpy(vectors) @ torch.from_numpy(self.queries)
-        return projected.float().numpy()
 
     def write(self, folder: Path, *codes: Codes) -> dict[str, FileEntry]:
         """Writes what `encode` gave of a segment."""
@@ -117,15 +75,11 @@ class ScalarCodebook:
         """Reads what `write` wrote; raises CorruptIndexError for anything else."""
         return read_scalar_codes(folder / "vectors.faiss", documents, self.ranges)
 
-    def to_bytes(self) -> bytes:
-        """The codebook as a safetensors file."""
-        names = ("center", "documents", "queries", "ranges")
-        return bytes(safetensors.numpy.save({name: getattr(self, name) for name in names}))
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` made; ValueError for anything else."""
-        try:
-            return cls(**safetensors.numpy.load(data))
-        except (SafetensorError, TypeError) as error:
-            raise ValueError(f"not a codebook: {error}") from error
+def ranges_that_do(projection: Projection, dimensions: int, points: Vectors) -> Ranges:
+    """The ranges of points (s, r) in so many dimensions of a projection; of 16 bits where 8 would lose too much."""
+    ranges = find_ranges(points)
+    lost = float(np.square(decode(scalar_codes(points, ranges), ranges) - points, dtype=np.float64).sum(axis=1).mean())
+    left = float(projection.energies[dimensions:].sum())
+    allowed = max(LOST_BY_BITS * left, LOST_AT_LEAST * float(projection.energies.sum()))
+    return no_ranges(points.shape[1]) if lost > allowed else ranges

@@ -17,7 +17,16 @@ from index.durable import checksummed
 from index.errors import CorruptIndexError
 from index.manifest import FileEntry
 
-__all__ = ["Ranges", "decode", "find_ranges", "no_ranges", "read_scalar_codes", "scalar_codes", "write_scalar_codes"]
+__all__ = [
+    "Ranges",
+    "bytes_of",
+    "decode",
+    "find_ranges",
+    "no_ranges",
+    "read_scalar_codes",
+    "scalar_codes",
+    "write_scalar_codes",
+]
 
 LARGEST = 60_000.0
 """What 16 bits hold, rounded down: what is larger is stored as this much."""
@@ -37,6 +46,11 @@ def find_ranges(points: Points) -> Ranges:
 def no_ranges(dimensions: int) -> Ranges:
     """What stands for 16 bits."""
     return np.empty((0, dimensions), dtype=np.float32)
+
+
+def bytes_of(ranges: Ranges) -> int:
+    """Bytes of a code."""
+    return int(ranges.shape[1]) * (1 if len(ranges) else 2)
 
 
 def scalar_codes(points: Points, ranges: Ranges) -> Codes:

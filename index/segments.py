@@ -248,10 +248,7 @@ def _check_size(path: Path, expected: FileEntry) -> None:
 def write_array(path: Path, array: npt.NDArray[Any]) -> FileEntry:
     """Writes an array as NumPy does."""
     with checksummed(path) as file:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-        file.write(header.getvalue())
-        file.write(np.ascontiguousarray(array).data)
+        np.save(file, array, allow_pickle=False)
     return file.entry
 
 
