@@ -15,8 +15,10 @@ from index.calibration import CANDIDATE_SECONDS, FOUND_SECONDS, MOST_CANDIDATES
 from index.code_scanning import CodeScanner
 from index.codebook import Codebook
 from index.codes import Codes
+from index.codes_record import CodesRecord
 from index.documents import Numbers
-from index.manifest import CodesRecord, FileEntry, SegmentEntry
+from index.manifest import SegmentEntry
+from index.records import FileEntry
 from index.shortlist import Shortlist
 
 __all__ = ["Coded", "build_codes", "coded"]
@@ -83,8 +85,10 @@ def coded(fitting: Fitting, target: float) -> Coded:
         )
         segments = fitting.encode(CodesForm(coder, entry.blake3))
         fitting.progress.phase("measuring recall", None)
-        codes = [coder.read(fitting.folder(segment), segment.documents) for segment in segments]
-        projected = [coder.map_projected(fitting.folder(segment), segment.documents) for segment in segments]
+        codes = [coder.read(fitting.file(segment, "vectors.faiss"), segment.documents) for segment in segments]
+        projected = [
+            coder.map_projected(fitting.file(segment, "projected.npy"), segment.documents) for segment in segments
+        ]
         shortlist = Shortlist(projected, coder.ranges)
         ladder = _ladder(fitting, coder, codes, shortlist, target)
         is_last = plan.code_bytes is not None or digits == most

@@ -18,17 +18,19 @@ import torch
 
 from index.background import in_order
 from index.cores import available_cores, one_core_each
+from index.duplicates import read_ids
 from index.durable import Syncer
 from index.encoding import Encoding, Standardisation, encode_documents
-from index.errors import InvalidGaussiansError
+from index.errors import InvalidGaussiansError, SourceError
 from index.gaussians import Gaussians
-from index.manifest import FORMAT_VERSION, OPTIONAL_FILES, FileEntry, SegmentEntry, SegmentManifest
+from index.manifest import FORMAT_VERSION, OPTIONAL_FILES, SegmentEntry, SegmentManifest
 from index.progress import Progress
+from index.records import FileEntry
 from index.segments import complete_segment, find_segment
-from index.staging import ReadSegment, Staging
+from index.sources import DocumentSource
 from index.vectors import write_vectors
 
-__all__ = ["FlatForm", "NotEncodableError", "SegmentForm", "encode_segments"]
+__all__ = ["DocumentFiles", "FlatForm", "NotEncodableError", "SegmentForm", "encode_segments"]
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers of vectors (4 MiB) that are encoded, hashed and written at a time: they stay in the processor's cache."""
@@ -45,14 +47,19 @@ Block = npt.NDArray[np.float32]
 
 
 class NotEncodableError(Exception):
-    """A document whose vector float32 cannot hold: `row` of the segment that lies in `folder`.
-
-    For the build, which knows what the document is called.
-    """
+    """A document whose vector float32 cannot hold: `row` of the segment that lies in `folder`."""
 
     def __init__(self, error: InvalidGaussiansError, folder: Path) -> None:
         super().__init__(str(error))
         self.folder, self.row = folder, error.row or 0
+
+    def located(self, corpus: DocumentSource) -> SourceError:
+        """The same, with where the document stands, which only its corpus can tell."""
+        document_id = read_ids(self.folder / "ids.arrow")[self.row].as_py()
+        (places,) = corpus.locate([document_id]).values()
+        _, _, reason = str(self).partition(": ")
+        where = " or ".join(places) or "the corpus"
+        return SourceError(f"{where}, document {document_id!r}: {reason}. Correct the row, or leave it out")
 
 
 class SegmentForm(Protocol):
@@ -92,34 +99,49 @@ class FlatForm:
         return {VECTORS: write_vectors(folder / VECTORS, documents, width, numbers)}
 
 
+class DocumentFiles(Protocol):
+    """What is known of the documents of a segment."""
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+
+    @property
+    def k(self) -> int:
+        """Of how many dimensions."""
+
+    @property
+    def files(self) -> dict[str, FileEntry]:
+        """Their files' entries."""
+
+
 class _Staged(NamedTuple):
     """A segment that has been read, and its documents (n, 2k), means | variances."""
 
     folder: Path
-    read: ReadSegment
+    read: DocumentFiles
     gaussians: Block
 
 
 def encode_segments(
-    staging: Staging,
-    segments: Sequence[ReadSegment],
+    folders: Sequence[Path],
+    segments: Sequence[DocumentFiles],
     form: SegmentForm,
     standardisation: Standardisation,
     device: torch.device,
     progress: Progress,
     syncer: Syncer,
-    proceed: Callable[[], object],
+    proceed: Callable[[], object] = lambda: None,
 ) -> list[SegmentEntry]:
-    """Makes the segments that have been read complete, but for those that an earlier run has completed.
+    """Makes the segments that have been read into `folders` complete, but for those that an earlier run has completed.
 
     `proceed` is called before each; what it raises ends the work. Raises NotEncodableError for a document that float32
     cannot hold, and OSError.
     """
 
     def staged() -> Iterator[_Staged]:
-        for ordinal, segment in enumerate(segments):
+        for folder, segment in zip(folders, segments, strict=True):
             proceed()
-            folder = staging.folder(ordinal)
             # Here and not in the threads: NumPy parses the header as Python, in which CPython 3.11 fails now and then
             # when two threads do it (SystemError: AST constructor recursion depth mismatch).
             # Mapped for writing, in private, because torch takes no memory that it must not write to.

@@ -5,9 +5,9 @@ import functools
 from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
 from index.calibration import CANDIDATE_SECONDS, MOST_CANDIDATES, NUMBER_SECONDS
+from index.codes_record import CodesRecord, FactoryRecord
 from index.factory_codebook import FactoryCodebook
 from index.factory_scanning import FactoryScanner
-from index.manifest import CodesRecord, FactoryRecord
 
 __all__ = ["build_factory"]
 
@@ -31,7 +31,7 @@ def build_factory(fitting: Fitting) -> CodedIndex:
     )
     segments = fitting.encode(CodesForm(coder, entry.blake3))
     fitting.progress.phase("measuring recall", None)
-    indexes = [coder.read(fitting.folder(segment), segment.documents) for segment in segments]
+    indexes = [coder.read(fitting.file(segment, "vectors.faiss"), segment.documents) for segment in segments]
     scanner, lists = FactoryScanner(indexes, coder, fitting.standardisation, None), indexes[0].lists
     count, queries = max(MOST_CANDIDATES, plan.candidates or 0) + 1, fitting.held_out.gaussians
     ladder = Ladder(
@@ -62,6 +62,8 @@ def build_factory(fitting: Fitting) -> CodedIndex:
         dimensions=coder.dimensions,
         candidates=pairs,
         breadth=1.0,
-        factory=FactoryRecord(factory=factory, lists=lists, nprobe=probes if lists else None),
+        factory=FactoryRecord(
+            factory=factory, lists=lists, nprobe=probes if lists else None, documents=len(fitting.store)
+        ),
     )
     return CodedIndex(segments, record, measured_recall(fitting, ladder.ranks(nprobe)[1::2], candidates))

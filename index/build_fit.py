@@ -15,17 +15,20 @@ import torch
 
 from index.calibration import Calibration, HeldOut, interval, recalls
 from index.codes import Codes
+from index.codes_record import CodesRecord
 from index.documents import GaussianStore, Numbers
-from index.durable import checksum, measure, write_atomically
+from index.durable import checksum, write_atomically
 from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
-from index.errors import BuildError, SourceError
+from index.errors import BuildError, CorruptIndexError, SourceError
 from index.gaussians import Gaussians
-from index.manifest import CodesRecord, FileEntry, MeasuredRecall, SegmentEntry
+from index.manifest import MeasuredRecall, SegmentEntry
 from index.progress import Progress
 from index.projection import Projection
+from index.records import FileEntry
 from index.scanning import SCANNED
 from index.sources import Corpus
 from index.staging import BuildPlan, Staging
+from index.untrusted import IndexFile
 
 __all__ = [
     "DEPTH",
@@ -38,6 +41,7 @@ __all__ = [
     "measured_recall",
     "read_queries",
     "require_recall",
+    "sample_of",
 ]
 
 SEED = 2023
@@ -48,6 +52,8 @@ HELD_OUT = 512
 on is also what is measured with. One half of them chooses the candidates, the other measures recall."""
 MOST_DIMENSIONS = 1024
 """k up to which codebooks are fitted: it takes some ten matrices of (2k+1)^2 float64."""
+MOST_CODEBOOK_BYTES = 1 << 31
+"""More than that of any such k has."""
 MOST_QUERIES = 20_000
 """Queries of a file that are used, the first ones: half for the fit, of the other half MOST_HELD_OUT."""
 MOST_HELD_OUT = 1_000
@@ -118,7 +124,7 @@ class GivenQueries:
 
 def read_queries(file: Path, like: Corpus) -> GivenQueries:
     """The queries of a file that is read like the corpus; raises SourceError."""
-    corpus = Corpus([file], columns=like.columns, variance_as=like.variance_as)
+    corpus = like.of_queries(file)
     batches, count = [], 0
     for batch in corpus.batches():
         batches.append(batch.gaussians)
@@ -209,8 +215,9 @@ class Fitting:
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.staging.segment_id(number)}.safetensors"
         try:
-            return path.name, from_bytes(path.read_bytes()), measure(path)
-        except (FileNotFoundError, ValueError):
+            data = IndexFile(path, folders=1).contents(MOST_CODEBOOK_BYTES)
+            return path.name, from_bytes(data), FileEntry(bytes=len(data), blake3=checksum(data))
+        except (CorruptIndexError, ValueError):
             data = fit().to_bytes()
         write_atomically(path, data)
         return path.name, from_bytes(data), FileEntry(bytes=len(data), blake3=checksum(data))
@@ -218,6 +225,10 @@ class Fitting:
     def folder(self, segment: SegmentEntry) -> Path:
         """Where a segment lies."""
         return self.staging.directory.segments / segment.id
+
+    def file(self, segment: SegmentEntry, name: str) -> IndexFile:
+        """A file of a segment that this build has written, or found whole."""
+        return IndexFile(self.folder(segment) / name, folders=2)
 
 
 def _drawn(store: GaussianStore, queries: Gaussians | None) -> tuple[Numbers, Gaussians, Gaussians, HeldOut]:
@@ -236,6 +247,12 @@ def _drawn(store: GaussianStore, queries: Gaussians | None) -> tuple[Numbers, Ga
     repeated = given[torch.arange(len(documents)) % len(given)]
     held_out = HeldOut(measured, np.full(len(measured), -1, dtype=np.int64))
     return sample, documents, Gaussians.concatenate([documents, repeated]), held_out
+
+
+def sample_of(documents: int) -> Numbers:
+    """The numbers of some of so many documents, ascending, that stand for all."""
+    drawn = np.random.default_rng(SEED).permutation(documents)[:SAMPLE].astype(np.int64)
+    return np.sort(drawn)
 
 
 def measured_recall(fitting: Fitting, ranks: Numbers, candidates: int) -> MeasuredRecall:

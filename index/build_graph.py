@@ -8,14 +8,20 @@ from pathlib import Path
 
 from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
+from index.codes_record import CodesRecord, GraphRecord
+from index.documents import GaussianStore
 from index.durable import measure
+from index.encoding import Standardisation
+from index.gaussians import Gaussians
 from index.geometry import FisherGeometry
 from index.graph import Graph, GraphBuilder
 from index.graph_scanning import GraphScanner
-from index.manifest import CodesRecord, FileEntry, GraphRecord
+from index.progress import Progress
+from index.records import FileEntry
 from index.scalar_codebook import ScalarCodebook
+from index.untrusted import IndexFile
 
-__all__ = ["build_graph"]
+__all__ = ["build_graph", "link_documents"]
 
 GEOMETRY_DIMENSIONS = 128
 """Principal components by whose distance links are made. On WordNet Gaussians (k = 128, so of 256) they hold 0.94 of
@@ -43,8 +49,10 @@ def build_graph(fitting: Fitting) -> CodedIndex:
     segments = fitting.encode(CodesForm(coder, entry.blake3))
     path, file = _linked(fitting)
     fitting.progress.phase("measuring recall", None)
-    codes = [coder.read(fitting.folder(segment), segment.documents) for segment in segments]
-    scanner = GraphScanner(Graph(path, codes, coder.ranges), coder, fitting.standardisation, 1.0, None)
+    codes = [coder.read(fitting.file(segment, "vectors.faiss"), segment.documents) for segment in segments]
+    scanner = GraphScanner(
+        Graph(IndexFile(path, file, folders=1), codes, coder.ranges), coder, fitting.standardisation, 1.0, None
+    )
     least = max(NARROWEST, at + fitting.held_out.are_documents)
     most = max(least, min(BROADEST, len(fitting.store)))
     queries = fitting.held_out.gaussians
@@ -63,6 +71,7 @@ def build_graph(fitting: Fitting) -> CodedIndex:
         graph=GraphRecord(
             name=path.name,
             file=file,
+            segments=len(segments),
             links=plan.hnsw_m or 1,
             construction=plan.hnsw_ef_construction or 1,
         ),
@@ -79,11 +88,28 @@ def _linked(fitting: Fitting) -> tuple[Path, FileEntry]:
     path = folder / f"{fitting.staging.segment_id(0)}.faiss"
     if GraphBuilder.wrote(path, len(store)):
         return path, measure(path)
-    fitting.progress.phase("linking documents", len(store))
-    geometry = FisherGeometry.fit(fitting.documents, fitting.standardisation, GEOMETRY_DIMENSIONS)
-    builder = GraphBuilder(geometry.points(fitting.documents), plan.hnsw_m or 1, plan.hnsw_ef_construction or 1)
+    links, construction = plan.hnsw_m or 1, plan.hnsw_ef_construction or 1
+    return path, link_documents(
+        store, fitting.documents, fitting.standardisation, links, construction, path, fitting.progress
+    )
+
+
+def link_documents(
+    store: GaussianStore,
+    sample: Gaussians,
+    standardisation: Standardisation,
+    links: int,
+    construction: int,
+    path: Path,
+    progress: Progress,
+) -> FileEntry:
+    """Writes the graph over all documents of a store, of which a sample tells their geometry, and returns the file's
+    entry."""
+    progress.phase("linking documents", len(store))
+    geometry = FisherGeometry.fit(sample, standardisation, GEOMETRY_DIMENSIONS)
+    builder = GraphBuilder(geometry.points(sample), links, construction)
     for block in store.batches(LINKED_TOGETHER):
         builder.add(geometry.points(block))
-        fitting.progress.advance(len(block))
+        progress.advance(len(block))
     builder.write(path)
-    return path, measure(path)
+    return measure(path)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from index.build_codes import coded
@@ -15,13 +16,18 @@ from index.build_fit import CodedIndex, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
 from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS
 from index.clustering import cluster, nearest_lists
+from index.codes_record import CodesRecord, ListsRecord
+from index.documents import GaussianStore
 from index.durable import checksum, write_atomically
-from index.encoding import Encoding, encode_queries
+from index.encoding import Encoding, Standardisation, encode_queries
+from index.errors import CorruptIndexError
 from index.list_scanning import ListScanner
 from index.lists import Lists
-from index.manifest import CodesRecord, FileEntry, ListsRecord
+from index.progress import Progress
+from index.records import FileEntry
+from index.untrusted import IndexFile
 
-__all__ = ["build_lists"]
+__all__ = ["build_lists", "put_into_lists"]
 
 LISTS_PER_ROOT = 4
 """Lists for each of the root of the documents: the more, the fewer documents in those that hold the best, and the more
@@ -29,6 +35,8 @@ centroids to compare with."""
 SAMPLE_PER_LIST, SAMPLE = 64, 1 << 17
 """Documents that lists are made by, for each and in all: what bounds the time and the memory that it takes."""
 READ_TOGETHER = 1 << 14
+MOST_LISTS_BYTES = 1 << 34
+"""More than lists of an earlier run have that are worth going on with."""
 STEP = 1.15
 SEED = 2023
 
@@ -78,7 +86,14 @@ def build_lists(fitting: Fitting, device: torch.device) -> CodedIndex:
         dimensions=coder.dimensions,
         candidates=pairs,
         breadth=breadth,
-        lists=ListsRecord(name=path.name, file=file, lists=total, nprobe=probes),
+        lists=ListsRecord(
+            name=path.name,
+            file=file,
+            segments=len(codes.segments),
+            lists=total,
+            nprobe=probes,
+            documents=len(fitting.store),
+        ),
     )
     return CodedIndex(codes.segments, record, measured_recall(fitting, first.ranks(nprobe)[1::2], candidates))
 
@@ -89,11 +104,11 @@ def _listed(fitting: Fitting, device: torch.device) -> tuple[Path, Lists, FileEn
     folder.mkdir(exist_ok=True)
     path = folder / f"{fitting.staging.segment_id(0)}.safetensors"
     try:
-        data = path.read_bytes()
+        data = IndexFile(path, folders=1).contents(MOST_LISTS_BYTES)
         lists = Lists.from_bytes(data)
         if len(lists.members) == len(fitting.store):
             return path, lists, FileEntry(bytes=len(data), blake3=checksum(data))
-    except (FileNotFoundError, ValueError):
+    except (CorruptIndexError, ValueError):
         pass
     lists = _made(fitting, device)
     data = lists.to_bytes()
@@ -107,10 +122,21 @@ def _made(fitting: Fitting, device: torch.device) -> Lists:
     fitting.progress.phase("clustering", None)
     drawn = np.random.default_rng(SEED).permutation(len(store))[: min(SAMPLE_PER_LIST * lists, SAMPLE)]
     centroids = cluster(store.batch(np.sort(drawn).astype(np.int64)), lists, standardisation, SEED, device)
-    fitting.progress.phase("putting documents into lists", len(store))
+    return Lists(centroids.numpy(), put_into_lists(store, centroids, standardisation, device, fitting.progress))
+
+
+def put_into_lists(
+    store: GaussianStore,
+    centroids: torch.Tensor,
+    standardisation: Standardisation,
+    device: torch.device,
+    progress: Progress,
+) -> npt.NDArray[np.int32]:
+    """The list of each document, (n,): that of whose centroids (lists, w) it diverges least."""
+    progress.phase("putting documents into lists", len(store))
     on_device, members = centroids.to(device), []
     for block in store.batches(READ_TOGETHER):
         vectors = encode_queries(block.to(device), Encoding.FOLDED, standardisation)
         members.append(nearest_lists(vectors, on_device).to(torch.int32).cpu().numpy())
-        fitting.progress.advance(len(block))
-    return Lists(centroids.numpy(), np.concatenate(members))
+        progress.advance(len(block))
+    return np.concatenate(members)

@@ -21,6 +21,7 @@ from index.documents import Numbers
 from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.projector import Vectors
+from index.selection import Selection
 from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
@@ -39,8 +40,11 @@ NONE: Numbers = np.empty(0, dtype=np.int64)
 class ApproximateScanner(Protocol):
     """Finds candidates for exact scoring. Safe to call from several threads."""
 
-    def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
-        """About the `count` likeliest documents of each query, likeliest first: numbers (b, c), c <= count.
+    def scan(
+        self, queries: Gaussians, count: int, nprobe: int | None = None, selection: Selection | None = None, /
+    ) -> Numbers:
+        """About the `count` likeliest documents of each query, likeliest first: numbers (b, c), c <= count, or fewer of
+        those that a `selection` allows than there are.
 
         -1 stands where there is none: FAISS finds no document whose looked-up values are all the least, and a query
         that float32 cannot hold once it is projected finds nothing. `nprobe` is for documents in lists: how many of
@@ -67,10 +71,11 @@ def weighed(coder: QueryCoder, vectors: npt.NDArray[np.float64]) -> tuple[Vector
     return weights, unusable
 
 
-def broadened(breadth: float, count: int, documents: int) -> int:
+def broadened(breadth: float, count: int, documents: int, selection: Selection | None = None) -> int:
     """How many documents to find for `count` candidates: `breadth` times as many, but no more than there are, and
-    where that is more than anyone has measured, MOST_FOUND or `count`."""
-    return min(documents, max(count, min(math.ceil(breadth * count), MOST_FOUND)))
+    where that is more than anyone has measured, MOST_FOUND or `count`. So many that a `selection` allows."""
+    found = max(count, min(math.ceil(breadth * count), MOST_FOUND))
+    return min(documents, found if selection is None else selection.spread(found))
 
 
 def by_query(
@@ -110,9 +115,13 @@ class CodeScanner:
         ]
         self._pool = ThreadPoolExecutor(max(1, shards - 1), "gaussearch-scan", initializer=set_threads, initargs=(1,))
 
-    def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
+    def scan(
+        self, queries: Gaussians, count: int, _nprobe: int | None = None, selection: Selection | None = None, /
+    ) -> Numbers:
         """As ApproximateScanner."""
-        projected, found = self.found(queries, broadened(self._breadth, count, self._documents))
+        projected, found = self.found(queries, broadened(self._breadth, count, self._documents, selection))
+        if selection is not None:
+            found = selection.drop(found)
         best = functools.partial(self._shortlist.best, count=count)
         return by_query(self._pool, len(self._shards), best, projected, found)
 
@@ -120,6 +129,8 @@ class CodeScanner:
         """The projected queries (b, r), and the `count` documents that codes take for the likeliest, likeliest first:
         numbers (b, c)."""
         projected, unusable = weighed(self._codebook, self._fold(queries))
+        if not count:
+            return projected, np.empty((len(projected), 0), dtype=np.int64)
         numbers = self._search(self._codebook.laid_out(projected), count)
         numbers[unusable] = -1
         return projected, numbers

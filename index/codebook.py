@@ -6,9 +6,10 @@ corpus, once per index: segments that share it can be scanned as one.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from index.allocation import GROUP, Allocation
 from index.codes import (
+    LEVELS,
     Centroids,
     Codes,
     nearest_digits,
@@ -24,12 +26,14 @@ from index.codes import (
     train_centroids,
     write_codes,
 )
-from index.manifest import FileEntry
 from index.projection import Projection
-from index.projector import Projector, Vectors, padded_maps
+from index.projector import Projector, Vectors, padded_maps, require_ranges
+from index.records import FileEntry
 from index.scalar_codebook import ranges_that_do
 from index.scalar_codes import Ranges, bytes_of, scalar_codes
 from index.segments import map_array, write_array
+from index.tensors import Form
+from index.untrusted import IndexFile
 
 __all__ = ["Codebook"]
 
@@ -98,20 +102,35 @@ class Codebook(Projector):
             "projected.npy": write_array(folder / "projected.npy", projected),
         }
 
-    def read(self, folder: Path, documents: int) -> Codes:
-        """Reads the digits that `write` wrote; raises CorruptIndexError for anything else."""
-        return read_codes(folder / "vectors.faiss", documents, self.centroids)
+    def read(self, file: IndexFile, documents: int) -> Codes:
+        """Reads the digits that `write` wrote into vectors.faiss; raises CorruptIndexError for anything else."""
+        return read_codes(file, documents, self.centroids)
 
-    def map_projected(self, folder: Path, documents: int) -> Codes:
-        """Maps the projected vectors that `write` wrote; raises CorruptIndexError for anything else."""
-        return map_array(folder / "projected.npy", np.dtype(np.uint8), documents, bytes_of(self.ranges))
+    def map_projected(self, file: IndexFile, documents: int) -> Codes:
+        """Maps the projected vectors that `write` wrote into projected.npy; raises CorruptIndexError for anything
+        else."""
+        return map_array(file, np.dtype(np.uint8), documents, bytes_of(self.ranges))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` made; ValueError for anything else."""
-        made = super(Codebook, cls).from_bytes(data)
+    def forms(cls) -> dict[str, Form]:
+        """What each field is in a file."""
+        its = {"ranges": Form("f4", 2), "places": Form("i8", 1), "double": Form("i8", 1), "centroids": Form("f4", 3)}
+        return super(Codebook, cls).forms() | its
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        made = super(Codebook, cls)._of(arrays)
         # A number comes back as an array of one.
-        return dataclasses.replace(made, double=int(np.asarray(made.double).item()))
+        made = dataclasses.replace(made, double=int(np.asarray(made.double).item()))
+        digits = len(made.centroids)
+        if made.centroids.shape[1:] != (LEVELS, GROUP) or digits == 0 or digits % 2:
+            raise ValueError(f"centroids {made.centroids.shape} are not those of 4-bit digits, two to a byte")
+        if made.places.shape != (digits * GROUP,) or made.places.min() < 0 or made.places.max() > made.projected:
+            raise ValueError(f"places are not those of {digits} digits in {made.projected} dimensions")
+        if not 0 <= 2 * made.double <= digits:
+            raise ValueError(f"double is {made.double}, of {digits} digits")
+        require_ranges(made.ranges, made.projected)
+        return made
 
     def _train(self, points: Vectors) -> None:
         """Sets the centroids by points (s, M * GROUP) of a sample, which are changed."""

@@ -4,8 +4,7 @@ A code is M 4-bit digits, each of which stands for one of 16 centroids of up to 
 FAISS's fast scan: the inner products of a query with all centroids, rounded to 8 bits, are looked up in the processor's
 registers for 32 documents at a time.
 
-What it guards against: `IndexPQFastScan.add_core` and selectors do not work as elsewhere; `read_index` takes any index
-for the one that was asked for; k above n pads with -1.
+What it guards against: `IndexPQFastScan.add_core` and selectors do not work as elsewhere; k above n pads with -1.
 """
 
 from pathlib import Path
@@ -18,7 +17,9 @@ import numpy.typing as npt
 from index.allocation import GROUP
 from index.durable import checksummed
 from index.errors import CorruptIndexError
-from index.manifest import FileEntry
+from index.faiss_fields import HEADER, INNER_PRODUCT, Fields, Header
+from index.records import FileEntry
+from index.untrusted import IndexFile
 
 __all__ = ["CodeIndex", "nearest_digits", "quantiser_levels", "read_codes", "train_centroids", "write_codes"]
 
@@ -29,6 +30,9 @@ ITERATIONS = 12
 LINE_ITERATIONS = 30
 """And in one, where they cost nothing."""
 POINTS_PER_CENTROID = 512
+QUANTISER, AFTER_CODES = 32, 9
+"""Bytes of what stands before the centroids in the file of an IndexPQ, and behind the codes, where it says how FAISS
+would search them."""
 
 Centroids = npt.NDArray[np.float32]
 """(M, LEVELS, GROUP)."""
@@ -74,19 +78,38 @@ def write_codes(path: Path, codes: Codes, centroids: Centroids) -> FileEntry:
     return file.entry
 
 
-def read_codes(path: Path, documents: int, centroids: Centroids) -> Codes:
-    """Reads what `write_codes` wrote; raises CorruptIndexError unless it is so many codes of these centroids."""
-    try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
-    if not isinstance(index, faiss.IndexPQ):
-        raise CorruptIndexError(f"{path} holds no codes")
-    codes: Codes = faiss.vector_to_array(index.codes).reshape(index.ntotal, -1)
-    if (len(codes), codes.shape[1]) != (documents, len(centroids) // 2):
-        raise CorruptIndexError(f"{path} holds {codes.shape} codes, not {documents} of {len(centroids)} digits")
-    if not np.array_equal(faiss.vector_to_array(index.pq.centroids), centroids.ravel()):
-        raise CorruptIndexError(f"{path} has codes of other centroids than the index's codebook")
+def read_codes(file: IndexFile, documents: int, centroids: Centroids) -> Codes:
+    """Reads what `write_codes` wrote; raises CorruptIndexError unless it is so many codes of these centroids.
+
+    FAISS reads nothing: all that stands before the codes follows from the centroids, and what is taken from what is
+    expected.
+    """
+    path, digits = file.path, len(centroids)
+    with file.open() as opened:
+        fields = Fields(opened.take(HEADER + QUANTISER + 4 * centroids.size + 8))
+        try:
+            form = fields.name()
+            if form != "IxPq":
+                raise CorruptIndexError(f"{path} holds no codes, but something of the form {form!r}")
+            header, (width, its_digits, bits) = fields.header(), fields.read("QQQ")
+            if (header.documents, its_digits) != (documents, digits):
+                found = header.documents, its_digits // 2
+                raise CorruptIndexError(f"{path} holds {found} codes, not {documents} of {digits} digits")
+            (numbers,), stored = fields.read("Q"), fields.take(4 * centroids.size)
+            (size,) = fields.read("Q")
+        except ValueError as error:
+            raise CorruptIndexError(f"{path} is not a FAISS index of codes: {error}") from error
+        expected = Header(digits * GROUP, documents, True, INNER_PRODUCT), digits * GROUP, 4, centroids.size
+        if (header, width, bits, numbers) != expected or not np.array_equal(
+            np.frombuffer(stored, "<f4"), centroids.ravel()
+        ):
+            raise CorruptIndexError(f"{path} has codes of other centroids than the index's codebook")
+        if size != documents * digits // 2 or opened.size != len(fields) + size + AFTER_CODES:
+            raise CorruptIndexError(f"{path} has {opened.size} bytes, not those of {documents} codes")
+        codes = np.empty((documents, digits // 2), dtype=np.uint8)
+        opened.fill(codes.data)
+        opened.take(AFTER_CODES)
+        opened.finish()
     return codes
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-__all__ = ["available_cores", "one_core_each", "torch_on_one_core"]
+__all__ = ["available_cores", "one_core_each", "torch_on_all_cores", "torch_on_one_core"]
 
 
 def available_cores() -> int:
@@ -21,11 +21,20 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-@contextlib.contextmanager
-def torch_on_one_core() -> Iterator[None]:
+def torch_on_one_core() -> contextlib.AbstractContextManager[None]:
     """Keeps what torch does in this thread, inside the block, on the core that the thread runs on."""
+    return _torch_on(1)
+
+
+def torch_on_all_cores() -> contextlib.AbstractContextManager[None]:
+    """Lets what torch does in this thread, inside the block, use all cores, whatever the threads around it do."""
+    return _torch_on(available_cores())
+
+
+@contextlib.contextmanager
+def _torch_on(cores: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(cores)
     try:
         yield
     finally:

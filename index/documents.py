@@ -14,20 +14,28 @@ import numpy.typing as npt
 import torch
 from numpy.lib.stride_tricks import as_strided
 
-from index.errors import DocumentNotFoundError
+from index.errors import CorruptIndexError, DocumentNotFoundError, InvalidGaussiansError
 from index.gaussians import Gaussians
 from index.segments import Segment
 
-__all__ = ["Document", "DocumentStore", "GaussianStore", "Numbers", "Rows"]
+__all__ = ["Document", "DocumentStore", "GaussianStore", "Numbers", "Rows", "Stop", "require_id"]
 
 Numbers = npt.NDArray[np.int64]
 """Document numbers, of any shape; -1 where there is no document."""
+Stop = Callable[[], bool]
+"""Asked now and then whether nobody waits for the results any more."""
 
 FEW = 64
 """Documents whose ids are fetched one by one: Arrow takes as long to begin with many, in every segment."""
 
 T = TypeVar("T")
 Number = TypeVar("Number", np.float32, np.uint8)
+
+
+def require_id(given: object) -> None:
+    """Raises TypeError for an id that is no string."""
+    if not isinstance(given, str):
+        raise TypeError(f"the id of a document must be a string, not {type(given).__name__}: {given!r:.80}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +57,8 @@ class Rows(Generic[Number]):
     """
 
     def __init__(self, arrays: Sequence[npt.NDArray[Number]]) -> None:
+        if len({(array.dtype, array.shape[1:]) for array in arrays}) != 1:
+            raise ValueError(f"rows of {len(arrays)} arrays are not of one type and width")
         self.arrays: Sequence[npt.NDArray[Number]] = [np.ascontiguousarray(array) for array in arrays]
         self.starts = np.cumsum([0, *map(len, arrays)])
         self._dtype: np.dtype[Number] = arrays[0].dtype
@@ -79,7 +89,7 @@ class Rows(Generic[Number]):
             raise IndexError(f"row {int(numbers.max())} of {len(self)}")
         owners = np.searchsorted(self.starts, numbers, side="right") - 1
         items = self._rows[self._offsets[owners] + numbers * self._steps_of_a_row]
-        gathered: npt.NDArray[Number] = items.view(self._dtype).reshape(len(numbers), -1)
+        gathered: npt.NDArray[Number] = items.view(self._dtype).reshape(len(numbers), self.arrays[0].shape[1])
         return gathered
 
 
@@ -126,12 +136,22 @@ class GaussianStore(Rows[np.float32]):
         return parts
 
 
+def _holds(rows: Numbers, row: int) -> bool:
+    place = int(np.searchsorted(rows, row))
+    return place < len(rows) and int(rows[place]) == row
+
+
+_NO_ROWS: Numbers = np.empty(0, dtype=np.int64)
+
+
 class DocumentStore(GaussianStore):
     """Memory-mapped documents of the segments of an index."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], deleted: Sequence[Numbers] | None = None) -> None:
+        """`deleted` are the rows (any,) of each segment, ascending, that are no documents any more."""
         super().__init__([segment.gaussians for segment in segments])
         self.segments = segments
+        self.deleted = deleted if deleted is not None else [_NO_ROWS] * len(segments)
         self._starts: list[int] = self.starts.tolist()
 
     def ids(self, numbers: Numbers) -> list[str]:
@@ -149,14 +169,24 @@ class DocumentStore(GaussianStore):
         return self._collect(numbers, Segment.payload_at)
 
     def find(self, document_id: str) -> Document:
-        """The document with this id; raises DocumentNotFoundError."""
-        for segment in self.segments:
+        """The document with this id; raises DocumentNotFoundError, and TypeError for an id that is no string."""
+        require_id(document_id)
+        for segment, start, deleted in zip(self.segments, self._starts, self.deleted, strict=False):
             row = segment.find(document_id)
-            if row is not None:
-                both = torch.from_numpy(np.array(segment.gaussians[row : row + 1]))
-                payload = segment.payload_at(np.array([row]))[0]
-                return Document(document_id, Gaussians(both[:, : self.k], both[:, self.k :]), payload)
+            if row is not None and not _holds(deleted, row):
+                return self.at(start + row)
         raise DocumentNotFoundError(f"no document has the id {document_id!r}")
+
+    def at(self, number: int) -> Document:
+        """The document with this number."""
+        place = bisect.bisect_right(self._starts, number) - 1
+        segment, row = self.segments[place], number - self._starts[place]
+        both = torch.from_numpy(np.array(segment.gaussians[row : row + 1]))
+        payload = segment.payload_at(np.array([row]))[0]
+        try:
+            return Document(segment.ids[row].as_py(), Gaussians(both[:, : self.k], both[:, self.k :]), payload)
+        except InvalidGaussiansError as error:
+            raise CorruptIndexError(f"{segment.folder / 'gaussians.npy'}, row {row}: {error}") from error
 
     def _collect(self, numbers: Numbers, fetch: Callable[[Segment, Numbers], list[T]]) -> list[T]:
         """What `fetch(segment, rows)` lists for each document, in their order, in one call per segment."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from index.errors import DuplicateIdError
-from index.sources import Corpus
+from index.sources import DocumentSource
 
 __all__ = ["hash_strings", "read_ids", "require_unique_ids"]
 
@@ -21,7 +21,7 @@ HASHED_ROWS = 1 << 11
 """Ids hashed at a time, which takes some 30 bytes of memory for each of theirs."""
 
 
-def require_unique_ids(corpus: Corpus, id_files: Sequence[Path]) -> None:
+def require_unique_ids(corpus: DocumentSource, id_files: Sequence[Path]) -> None:
     """Raises DuplicateIdError, naming ids and the places where they stand, unless all ids of a corpus are different.
 
     `id_files` are the ids.arrow of its segments. Equal 64-bit hashes mark suspects; only if there are any is the corpus

@@ -11,9 +11,20 @@ from typing import BinaryIO, Self
 
 from blake3 import blake3
 
-from index.manifest import FileEntry
+from index.records import FileEntry
 
-__all__ = ["ChecksummedFile", "SyncError", "Syncer", "checksum", "checksummed", "measure", "sync", "write_atomically"]
+__all__ = [
+    "ChecksummedFile",
+    "SyncError",
+    "Syncer",
+    "checksum",
+    "checksummed",
+    "measure",
+    "naming",
+    "sync",
+    "write_atomically",
+    "write_where_told",
+]
 
 
 MEASURED_BYTES = 1 << 18
@@ -34,11 +45,22 @@ class SyncError(OSError):
     it must be written anew."""
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error inside say which file it is about: of what is done to an open file the system says only what."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class ChecksummedFile:
     """A binary file opened for writing that hashes what passes through; `entry` holds after it is closed."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
         self._hash = blake3()
         self._bytes = 0
 
@@ -47,7 +69,8 @@ class ChecksummedFile:
         if not hasattr(os, "posix_fallocate"):
             return
         try:
-            os.posix_fallocate(self._file.fileno(), 0, size)
+            with naming(self._path):
+                os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
             # Not every file system knows how to; the C library makes up for that, or says so in one of these ways.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
@@ -57,7 +80,8 @@ class ChecksummedFile:
         """Writes all of `data` and returns its length in bytes, as file objects do."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
-        self._file.write(view)
+        with naming(self._path):
+            self._file.write(view)
         self._bytes += view.nbytes
         return view.nbytes
 
@@ -68,7 +92,8 @@ class ChecksummedFile:
 
     def flush(self) -> None:
         """Passes buffered bytes to the operating system; pyarrow calls it."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
 
     @property
     def entry(self) -> FileEntry:
@@ -78,9 +103,10 @@ class ChecksummedFile:
 
 @contextlib.contextmanager
 def checksummed(path: Path) -> Iterator[ChecksummedFile]:
-    """Opens `path` for writing, replacing it. What is written is not on disk until it has been synced."""
-    with path.open("wb") as file:
-        yield ChecksummedFile(file)
+    """Opens a new file for writing, in place of what was there, and not where a link leads. What is written is not on
+    disk until it has been synced."""
+    with naming(path), _anew(path) as file:
+        yield ChecksummedFile(file, path)
 
 
 class Syncer:
@@ -132,11 +158,11 @@ def write_atomically(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Replaces `path` by `data` in one step: a reader sees the old file or the new one, after a power cut too.
 
     Not `synced`, a power cut can also leave a file of any content, which is for whoever reads it to notice. One process
-    at a time may write to `path`; what a killed one left beside it is overwritten.
+    at a time may write to `path`; what a killed one left beside it is removed.
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        with beside.open("wb") as file:
+        with naming(beside), _anew(beside) as file:
             file.write(data)
             file.flush()
             if synced:
@@ -147,6 +173,22 @@ def write_atomically(path: Path, data: bytes, *, synced: bool = True) -> None:
         raise
     if synced:
         sync(path.parent)
+
+
+def write_where_told(path: Path, data: bytes) -> None:
+    """As `write_atomically`, for a file that whoever runs a command has named: a device, a pipe or what a link leads to
+    is written to, and not replaced."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)
+    else:
+        write_atomically(path, data)
+
+
+def _anew(path: Path) -> BinaryIO:
+    """A file of that name that was not there, for writing: what is there may be a link to a file elsewhere, or a pipe
+    that nobody reads."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def sync(path: Path) -> None:

@@ -8,11 +8,16 @@
     ├── SourceError                  a corpus file, row, column or value that cannot be read
     │   └── DuplicateIdError         two documents with one id
     ├── BuildError                   the build cannot start, go on or resume
+    ├── BackupError                  a backup that cannot be made, or is none
+    ├── ModelError                   a model of texts that cannot be used
+    │   └── ModelMismatchError       another model than the one whose Gaussians an index holds
     ├── SearchStoppedError           a search that its caller has given up
     ├── IndexDirectoryError          the directory of an index
     │   ├── IndexNotFoundError       nothing has been published there
     │   ├── CorruptIndexError        a file that does not match its checksum, size or neighbour
     │   ├── UnsupportedFormatError   a format version that this release does not read
+    │   ├── GenerationNotFoundError  a generation that is not kept
+    │   ├── NotSyncedError           a change that has been made, and that a power cut may undo
     │   └── IndexLockedError         another process is writing
     └── ResourceError                the machine cannot do it
         ├── DeviceUnavailableError   the device asked for is not there
@@ -24,12 +29,14 @@ Messages name the file, row, field or limit concerned and say what to do about i
 from typing import ClassVar
 
 __all__ = [
+    "BackupError",
     "BuildError",
     "CorruptIndexError",
     "DeviceUnavailableError",
     "DocumentNotFoundError",
     "DuplicateIdError",
     "GaussearchError",
+    "GenerationNotFoundError",
     "IndexDirectoryError",
     "IndexLockedError",
     "IndexNotFoundError",
@@ -37,6 +44,9 @@ __all__ = [
     "InvalidGaussiansError",
     "InvalidInputError",
     "InvalidOptionError",
+    "ModelError",
+    "ModelMismatchError",
+    "NotSyncedError",
     "ResourceError",
     "SearchStoppedError",
     "SourceError",
@@ -100,6 +110,24 @@ class BuildError(GaussearchError):
     code = "build_failed"
 
 
+class BackupError(GaussearchError):
+    """A backup that cannot be made where it is asked for, or that is none."""
+
+    code = "backup_failed"
+
+
+class ModelError(GaussearchError):
+    """A model of texts that is not there, or cannot be used."""
+
+    code = "bad_model"
+
+
+class ModelMismatchError(ModelError):
+    """Another model than the one whose Gaussians an index holds."""
+
+    code = "model_mismatch"
+
+
 class SearchStoppedError(GaussearchError):
     """A search that its caller has given up."""
 
@@ -128,6 +156,18 @@ class UnsupportedFormatError(IndexDirectoryError):
     """A format version that this release does not read."""
 
     code = "index_format_unsupported"
+
+
+class GenerationNotFoundError(IndexDirectoryError):
+    """A generation that is not kept."""
+
+    code = "generation_not_found"
+
+
+class NotSyncedError(IndexDirectoryError):
+    """A change that has been made, and that a power cut may undo."""
+
+    code = "not_synced"
 
 
 class IndexLockedError(IndexDirectoryError):

@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 from index.durable import checksummed
 from index.errors import BuildError, CorruptIndexError
-from index.manifest import FileEntry
+from index.faiss_forms import KNOWN, require_known_index
+from index.faiss_reading import deserialised
+from index.records import FileEntry
+from index.untrusted import IndexFile
 
 __all__ = ["FactoryIndex", "check_factory", "train_factory"]
 
@@ -22,6 +25,14 @@ Points = npt.NDArray[np.float32]
 
 DIVISIBLE = 1440
 """Dimensions for which a string is tried before there are any."""
+
+PARTS = {
+    *("IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexPQ", "IndexPQFastScan", "IndexScalarQuantizer"),
+    *("IndexIVFFlat", "IndexIVFPQ", "IndexIVFPQFastScan", "IndexIVFScalarQuantizer", "IndexPreTransform"),
+    *("LinearTransform", "OPQMatrix", "PCAMatrix", "RandomRotationMatrix", "HadamardRotation"),
+    "RemapDimensionsTransform",
+}
+"""What of FAISS's index.faiss_forms knows."""
 
 
 def check_factory(factory: str, dimensions: int | None) -> None:
@@ -42,11 +53,15 @@ def check_factory(factory: str, dimensions: int | None) -> None:
     if "L2norm" in factory or "IDMap" in factory:
         raise BuildError(f"{factory!r} changes the scores or the numbers of documents, which nothing may: leave it out")
     try:
-        _made(factory, dimensions or DIVISIBLE)
+        made = _made(factory, dimensions or DIVISIBLE)
     except BuildError as error:
         # How many there will be is not known yet, and what does not divide this may divide that.
         if dimensions is not None or "multiple" not in str(error):
             raise
+    else:
+        unknown = _parts(made) - PARTS
+        if unknown:
+            raise _unchecked(factory, f"nothing is known of {', '.join(sorted(unknown))}")
 
 
 def train_factory(factory: str, points: Points) -> npt.NDArray[np.uint8]:
@@ -59,7 +74,31 @@ def train_factory(factory: str, points: Points) -> npt.NDArray[np.uint8]:
         index.add(points[:2])
     except RuntimeError as error:
         raise BuildError(f"{factory!r} cannot be trained on {len(points)} documents: {_reason(error)}") from error
+    try:
+        require_known_index(faiss.serialize_index(index), len(points[:2]), points.shape[1])
+    except ValueError as error:
+        raise _unchecked(factory, str(error)) from error
     return trained
+
+
+def _parts(index: Any) -> set[str]:
+    """The names of FAISS's classes that an index consists of."""
+    names = {type(index).__name__}
+    if isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain
+        transforms = (chain.at(place) for place in range(chain.size()))
+        names |= {type(faiss.downcast_VectorTransform(each)).__name__ for each in transforms}
+        names |= _parts(faiss.downcast_index(index.index))
+    elif isinstance(index, faiss.IndexIVF):
+        names |= _parts(faiss.downcast_index(index.quantizer))
+    return names
+
+
+def _unchecked(factory: str, reason: str) -> BuildError:
+    return BuildError(
+        f"{factory!r} makes an index whose file cannot be checked before FAISS reads it, which a damaged one would "
+        f"not survive: {reason}. Use {KNOWN}"
+    )
 
 
 def _made(factory: str, dimensions: int) -> Any:
@@ -96,7 +135,7 @@ class FactoryIndex:
     @classmethod
     def of(cls, trained: npt.NDArray[np.uint8], points: Points) -> "FactoryIndex":
         """What `train_factory` made, with points (n, r) in it."""
-        index: Any = faiss.deserialize_index(trained)
+        index: Any = deserialised(trained)
         index.add(points)
         return cls(index)
 
@@ -107,17 +146,14 @@ class FactoryIndex:
         return file.entry
 
     @classmethod
-    def read(cls, path: Path, documents: int, dimensions: int) -> "FactoryIndex":
+    def read(cls, file: IndexFile, documents: int, dimensions: int) -> "FactoryIndex":
         """Reads what `write` wrote; raises CorruptIndexError unless it has so many documents and dimensions."""
+        data = file.array()
         try:
-            index: Any = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
-        if (index.ntotal, index.d) != (documents, dimensions):
-            raise CorruptIndexError(
-                f"{path} holds {index.ntotal} documents of {index.d} numbers, not {documents} of {dimensions}"
-            )
-        return cls(index)
+            require_known_index(data, documents, dimensions)
+            return cls(deserialised(data))
+        except (ValueError, RuntimeError) as error:
+            raise CorruptIndexError(f"{file.path} is no FAISS index that may be read: {error}") from error
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

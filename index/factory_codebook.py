@@ -1,8 +1,9 @@
 """The projection, and the trained and empty FAISS index, that the segments of an index of kind faiss share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from index.codes import Codes
 from index.factory import FactoryIndex, train_factory
-from index.manifest import FileEntry
+from index.faiss_forms import require_known_index
 from index.projection import Projection
 from index.projector import Projector, padded_maps
+from index.records import FileEntry
+from index.tensors import Form
+from index.untrusted import IndexFile
 
 __all__ = ["FactoryCodebook"]
 
@@ -46,6 +50,17 @@ class FactoryCodebook(Projector):
         index = FactoryIndex.of(self.trained, codes[0].view(np.float32))
         return {"vectors.faiss": index.write(folder / "vectors.faiss")}
 
-    def read(self, folder: Path, documents: int) -> FactoryIndex:
-        """Reads what `write` wrote; raises CorruptIndexError for anything else."""
-        return FactoryIndex.read(folder / "vectors.faiss", documents, self.dimensions)
+    def read(self, file: IndexFile, documents: int) -> FactoryIndex:
+        """Reads what `write` wrote into vectors.faiss; raises CorruptIndexError for anything else."""
+        return FactoryIndex.read(file, documents, self.dimensions)
+
+    @classmethod
+    def forms(cls) -> dict[str, Form]:
+        """What each field is in a file."""
+        return super(FactoryCodebook, cls).forms() | {"trained": Form("u1", 1)}
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        made = super(FactoryCodebook, cls)._of(arrays)
+        require_known_index(made.trained, 0, made.projected)
+        return made

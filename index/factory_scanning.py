@@ -13,6 +13,7 @@ from index.encoding import QueryFolder, Standardisation
 from index.factory import FactoryIndex
 from index.factory_codebook import FactoryCodebook
 from index.gaussians import Gaussians
+from index.selection import Selection
 from index.vectors import set_threads
 
 __all__ = ["FactoryScanner"]
@@ -34,10 +35,15 @@ class FactoryScanner:
             threads or available_cores(), "gaussearch-scan", initializer=set_threads, initargs=(1,)
         )
 
-    def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
+    def scan(
+        self, queries: Gaussians, count: int, nprobe: int | None = None, selection: Selection | None = None, /
+    ) -> Numbers:
         """As ApproximateScanner; `nprobe` counts lists of each segment."""
         weights, unusable = weighed(self._codebook, self._fold(queries))
-        search = partial(FactoryIndex.search, queries=weights, count=count, nprobe=nprobe)
+        wanted = count if selection is None else selection.spread(count)
+        if not wanted:
+            return np.empty((len(queries), 0), dtype=np.int64)
+        search = partial(FactoryIndex.search, queries=weights, count=wanted, nprobe=nprobe)
         found = list(self._pool.map(search, self._indexes))
         scores = np.concatenate([its for its, _ in found], axis=1)
         numbers = np.concatenate(
@@ -45,7 +51,7 @@ class FactoryScanner:
             axis=1,
         )
         scores[numbers < 0] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :wanted]
         numbers = np.take_along_axis(numbers, order, axis=1)
         numbers[unusable] = -1
-        return numbers
+        return numbers if selection is None else selection.drop(numbers)[:, :count]

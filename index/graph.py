@@ -21,7 +21,10 @@ import numpy.typing as npt
 from index.codes import Codes
 from index.durable import sync
 from index.errors import CorruptIndexError
+from index.faiss_reading import deserialised
+from index.graph_file import require_links
 from index.scalar_codes import Ranges, scalar_index
+from index.untrusted import IndexFile
 
 __all__ = ["Graph", "GraphBuilder"]
 
@@ -51,7 +54,7 @@ class GraphBuilder:
     def wrote(path: Path, documents: int) -> bool:
         """Whether there are the links of so many documents, of an earlier run."""
         try:
-            return path.exists() and _read_links(path, documents) is not None
+            return _read_links(IndexFile(path, folders=1), documents) is not None
         except CorruptIndexError:
             return False
 
@@ -62,7 +65,7 @@ class GraphBuilder:
             write_index: Any = faiss.write_index
             write_index(self._index, str(beside), faiss.IO_FLAG_SKIP_STORAGE)
             sync(beside)
-            _read_links(beside, int(self._index.ntotal))
+            _read_links(IndexFile(beside), int(self._index.ntotal))
             beside.replace(path)
         except (RuntimeError, CorruptIndexError) as error:
             raise OSError(f"{beside} was not written whole: {error}") from error
@@ -74,12 +77,13 @@ class GraphBuilder:
 class Graph:
     """Links in memory, and the projected documents by whose inner products they are followed."""
 
-    def __init__(self, path: Path, codes: Sequence[Codes], ranges: Ranges) -> None:
+    def __init__(self, file: IndexFile, codes: Sequence[Codes], ranges: Ranges) -> None:
         """Reads the links of as many documents as there are codes; raises CorruptIndexError where they are others."""
+        # First, because what is read is in memory twice until it has been.
+        self._index = _read_links(file, sum(map(len, codes)))
         self._documents = scalar_index(ranges)
         for part in codes:
             self._documents.add_sa_codes(part)
-        self._index = _read_links(path, int(self._documents.ntotal))
         self._index.storage, self._index.own_fields = self._documents, False
         self._index.d, self._index.metric_type = self._documents.d, faiss.METRIC_INNER_PRODUCT
         self._index.hnsw.is_similarity = True
@@ -99,13 +103,11 @@ class Graph:
         return rows
 
 
-def _read_links(path: Path, documents: int) -> Any:
+def _read_links(file: IndexFile, documents: int) -> Any:
+    """The links of so many documents; raises CorruptIndexError for anything else."""
+    data = file.array()
     try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
-    if not isinstance(index, faiss.IndexHNSW):
-        raise CorruptIndexError(f"{path} holds no graph")
-    if index.ntotal != documents:
-        raise CorruptIndexError(f"{path} links {index.ntotal} documents, not {documents}")
-    return index
+        require_links(data, documents)
+        return deserialised(data)
+    except (ValueError, RuntimeError) as error:
+        raise CorruptIndexError(f"{file.path} holds no graph of {documents} documents: {error}") from error

@@ -3,6 +3,8 @@
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from index.code_scanning import broadened, by_query, weighed
 from index.cores import available_cores
 from index.documents import Numbers
@@ -10,6 +12,7 @@ from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.graph import Graph
 from index.scalar_codebook import ScalarCodebook
+from index.selection import Selection
 from index.vectors import one_thread, set_threads
 
 __all__ = ["GraphScanner"]
@@ -33,9 +36,17 @@ class GraphScanner:
             max(1, self._threads - 1), "gaussearch-walk", initializer=set_threads, initargs=(1,)
         )
 
-    def scan(self, queries: Gaussians, count: int, _nprobe: int | None = None, /) -> Numbers:
+    def scan(
+        self, queries: Gaussians, count: int, _nprobe: int | None = None, selection: Selection | None = None, /
+    ) -> Numbers:
         """As ApproximateScanner; also -1 where a walk has met fewer documents than `count`."""
-        return self.walk(queries, count, broadened(self._breadth, count, len(self._graph)))
+        breadth = broadened(self._breadth, count, len(self._graph), selection)
+        if selection is None:
+            return self.walk(queries, count, breadth)
+        wanted = min(selection.spread(count), breadth)
+        if not wanted:
+            return np.empty((len(queries), 0), dtype=np.int64)
+        return selection.drop(self.walk(queries, wanted, breadth))[:, :count]
 
     def walk(self, queries: Gaussians, count: int, breadth: int) -> Numbers:
         """As `scan`, by walks of a given breadth."""

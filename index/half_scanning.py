@@ -24,6 +24,7 @@ from torch import Tensor
 from index.cores import available_cores
 from index.documents import GaussianStore, Numbers
 from index.encoding import Standardisation, encode_documents, encode_queries, negative_kl
+from index.errors import CorruptIndexError, InvalidGaussiansError
 from index.gaussians import Gaussians
 from index.projection import query_metric
 from index.scanning import SCANNED, Ceilings, Found, merge, piece
@@ -39,12 +40,17 @@ SLACK = 1e-9
 """What float64 may lose on the way, T's condition being at most some ten thousand."""
 BLOCK_ROWS = 1 << 16
 """Documents scanned at a time: their scores for 128 queries take 16 MiB."""
+GPU_SCORES = 1 << 29
+"""Scores that a GPU computes at a time, 1 GiB of them: whoever fetches them block by block waits for each block."""
+GROUP = 64
+"""Documents of which, in looking for the best, the best one is looked at first."""
 ENCODED_ROWS = 1 << 13
 COMPARED_ROWS, COMPARED_QUERIES, COMPARED_TIMES = 1 << 14, (1, 32), 5
 
 
 class HalfScanner:
-    """Documents in bfloat16, in memory or on a GPU, 2 (2k+2) bytes each. Safe to call from several threads.
+    """Documents in bfloat16, in memory or on a GPU, 2 (2k+2) bytes each, or a few more: matrices whose rows do not
+    begin where 16 bytes do are multiplied by slower programs. Safe to call from several threads.
 
     `margin` is how many documents beyond those wanted a first scan should find.
     """
@@ -60,7 +66,7 @@ class HalfScanner:
         self._threads = threads or available_cores()
         self._center, root, self._inverse = _metric(store, standardisation)
         width = SCANNED.width(store.k)
-        self._rows = torch.empty(len(store), width + 1, dtype=torch.bfloat16, device=device)
+        self._rows = torch.zeros(len(store), _padded(width + 1), dtype=torch.bfloat16, device=device)
         largest = float(torch.linalg.matrix_norm(root, 2))
         start = 0
         for vectors in _encoded(store, standardisation):
@@ -69,8 +75,8 @@ class HalfScanner:
             points = centred @ root
             rounded = points.to(torch.bfloat16)
             error = (points - rounded.double()).norm(dim=1) + 1.01 * (UNIT + _summing(width)) * points.norm(dim=1)
-            rows[:, :-1] = rounded.to(device)
-            rows[:, -1] = _up(error + SLACK * largest * centred.norm(dim=1)).to(device)
+            rows[:, :width] = rounded.to(device)
+            rows[:, width] = _up(error + SLACK * largest * centred.norm(dim=1)).to(device)
             start += len(vectors)
 
     def scan(self, queries: Gaussians, count: int) -> tuple[Numbers, Ceilings]:
@@ -79,9 +85,10 @@ class HalfScanner:
         vectors = torch.empty(len(queries), SCANNED.width(queries.k), dtype=torch.float64)
         encode_queries(queries, SCANNED, self._standardisation, out=vectors)
         points = vectors @ self._inverse
-        asked = torch.empty(len(points), points.shape[1] + 1, dtype=torch.bfloat16)
-        asked[:, :-1] = points.to(torch.bfloat16)
-        asked[:, -1] = _up(points.norm(dim=1) * (1 + SLACK))
+        width = points.shape[1]
+        asked = torch.zeros(len(points), _padded(width + 1), dtype=torch.bfloat16)
+        asked[:, :width] = points.to(torch.bfloat16)
+        asked[:, width] = _up(points.norm(dim=1) * (1 + SLACK))
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
@@ -90,14 +97,36 @@ class HalfScanner:
             torch.set_num_threads(before)
         # A product is rounded to bfloat16 itself; and what was subtracted from documents is the same for all of them.
         bounds = torch.from_numpy(cutoffs.astype(np.float64))
-        bounds = bounds + 1.01 * UNIT * bounds.abs() + vectors @ self._center
+        # Two products, since the bound of no document is minus infinity.
+        bounds = torch.maximum(bounds * (1 + 1.01 * UNIT), bounds * (1 - 1.01 * UNIT)) + vectors @ self._center
         return numbers, negative_kl(bounds[:, None], queries, SCANNED, self._standardisation)[:, 0].numpy()
 
     def _found(self, asked: Tensor, count: int) -> Iterator[Found]:
-        for start in range(0, len(self._rows), BLOCK_ROWS):
-            block = self._rows[start : start + BLOCK_ROWS]
-            best = (asked @ block.T).float().topk(min(count, len(block)), dim=1)
-            yield piece(best.values.cpu().numpy(), best.indices.cpu().numpy(), start, len(block))
+        rows = BLOCK_ROWS if self.device.type == "cpu" else max(BLOCK_ROWS, GPU_SCORES // max(1, len(asked)))
+        for start in range(0, len(self._rows), rows):
+            block = self._rows[start : start + rows]
+            scores, local = largest(asked @ block.T, min(count, len(block)))
+            yield piece(scores.cpu().numpy(), local.cpu().numpy(), start, len(block))
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row of scores (b, n), descending, in float32, and their columns; both (b, count).
+
+    Whatever is among them is in one of the `count` groups whose largest are largest, so that no other group is looked
+    at twice: on a GPU, sorting takes longer than multiplying.
+    """
+    groups = scores.shape[1] // GROUP
+    if groups <= 2 * count:
+        best = scores.float().topk(count, dim=1)
+        return best.values, best.indices
+    whole = groups * GROUP
+    inside = torch.arange(GROUP, device=scores.device)
+    chosen = scores[:, :whole].view(-1, groups, GROUP).amax(dim=2).topk(count, dim=1, sorted=False).indices
+    columns = (chosen[:, :, None] * GROUP + inside).flatten(1)
+    rest = torch.arange(whole, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    best = scores.gather(1, columns).float().topk(count, dim=1)
+    return best.values, columns.gather(1, best.indices)
 
 
 def bfloat16_is_faster(device: torch.device, k: int) -> bool:
@@ -106,7 +135,7 @@ def bfloat16_is_faster(device: torch.device, k: int) -> bool:
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         # Without instructions for it takes ten times as long, and so would the measurement.
         return False
-    rows = torch.randn(COMPARED_ROWS, SCANNED.width(k) + 1, device=device)
+    rows = torch.randn(COMPARED_ROWS, _padded(SCANNED.width(k) + 1), device=device)
     halves = rows.to(torch.bfloat16)
     return all(_seconds(halves[:queries], halves) < _seconds(rows[:queries], rows) for queries in COMPARED_QUERIES)
 
@@ -137,7 +166,16 @@ def _encoded(store: GaussianStore, standardisation: Standardisation) -> Iterator
     """All documents' folded vectors, (any, w) float64, in order."""
     for block in store.batches(ENCODED_ROWS):
         out = torch.empty(len(block), SCANNED.width(store.k), dtype=torch.float64)
-        yield encode_documents(block, SCANNED, standardisation, out=out)
+        try:
+            yield encode_documents(block, SCANNED, standardisation, out=out)
+        except InvalidGaussiansError as error:
+            # No build has written it.
+            raise CorruptIndexError(f"gaussians.npy: {error}") from error
+
+
+def _padded(width: int) -> int:
+    """So many numbers of bfloat16, up to a multiple of 16 bytes."""
+    return -(-width // 8) * 8
 
 
 @functools.cache

@@ -2,21 +2,35 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from index.documents import Document, Numbers
+from index.documents import Document, Numbers, Stop
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.rescoring import Explanation
-from index.streaming import Stop
+from index.selection import DocumentFilter
 
-__all__ = ["Effort", "Precision", "Ranking", "Scores", "Searcher", "Stop"]
+__all__ = ["Effort", "Evidence", "Precision", "Ranking", "Scores", "Searcher", "Stop"]
 
 Scores = npt.NDArray[np.float64]
+
+
+class Evidence(NamedTuple):
+    """What the results of one query rest on, in the step of the search that gave them.
+
+    `scanned` is how many documents a scan compared with the query, None where that is not counted; `candidates` how
+    many were scored exactly. `proof` is why no other document belongs among the results: `bound` where the scan's
+    rounding-error bound says so, `exhaustive` where all that may be found have been scored, and None where nothing
+    does, and recall is what the index was measured to have.
+    """
+
+    scanned: int | None
+    candidates: int
+    proof: Literal["bound", "exhaustive"] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,19 +40,20 @@ class Ranking:
     ids: list[str]
     scores: Scores
     documents: Numbers
+    evidence: Evidence | None = None
 
     def top(self, count: int) -> "Ranking":
         """The first `count` results."""
         if len(self.ids) <= count:
             return self
-        return Ranking(self.ids[:count], self.scores[:count], self.documents[:count])
+        return Ranking(self.ids[:count], self.scores[:count], self.documents[:count], self.evidence)
 
     def without(self, document_id: str | None) -> "Ranking":
         """All results but the document with this id."""
         if document_id not in self.ids:
             return self
         keep = [place for place, found in enumerate(self.ids) if found != document_id]
-        return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep])
+        return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep], self.evidence)
 
 
 class Precision(StrEnum):
@@ -84,9 +99,13 @@ class Searcher(Protocol):
         candidates: int | None = None,
         nprobe: int | None = None,
         exact: bool = False,
+        filter: DocumentFilter | None = None,  # noqa: A002 (as a request calls it)
         stop: Stop | None = None,
     ) -> list[Ranking]:
         """The top_k documents of each query; SearchStoppedError once `stop` says so."""
+
+    def matching(self, filter: DocumentFilter, *, stop: Stop | None = None) -> int:  # noqa: A002
+        """How many documents a filter lets through."""
 
     def effort_for(self, top_k: int, candidates: int | None, nprobe: int | None) -> Effort | None:
         """What a search takes that is not exact, where a request asks for this or leaves it open; None where all are.

@@ -17,6 +17,7 @@ from index.encoding import QueryFolder, Standardisation
 from index.gaussians import Gaussians
 from index.list_codes import CodeLists
 from index.lists import Lists
+from index.selection import Selection
 from index.shortlist import Shortlist
 from index.vectors import one_thread, set_threads
 
@@ -47,15 +48,22 @@ class ListScanner:
             max(1, self._threads - 1), "gaussearch-scan", initializer=set_threads, initargs=(1,)
         )
 
-    def scan(self, queries: Gaussians, count: int, nprobe: int | None = None, /) -> Numbers:
+    def scan(
+        self, queries: Gaussians, count: int, nprobe: int | None = None, selection: Selection | None = None, /
+    ) -> Numbers:
         """As ApproximateScanner; also -1 where the lists hold fewer documents than `count`."""
         vectors = self._fold(queries)
         projected, unusable = weighed(self._codebook, vectors)
         probes = self._probes(vectors, nprobe or len(self._centroids))
-        search = functools.partial(self._codes.search, count=broadened(self._breadth, count, len(self._codes)))
+        found = broadened(self._breadth, count, len(self._codes), selection)
+        if not found:
+            return np.empty((len(projected), 0), dtype=np.int64)
+        search = functools.partial(self._codes.search, count=found)
         with one_thread():
             numbers = by_query(self._pool, self._threads, search, self._codebook.laid_out(projected), probes)
         numbers[unusable] = -1
+        if selection is not None:
+            numbers = selection.drop(numbers)
         best = functools.partial(self._shortlist.best, count=count)
         return by_query(self._pool, self._threads, best, projected, numbers)
 

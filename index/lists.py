@@ -6,7 +6,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from safetensors import SafetensorError
+
+from index.tensors import Form, read_tensors
 
 __all__ = ["Lists"]
 
@@ -27,6 +28,10 @@ class Lists:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` made; ValueError for anything else."""
         try:
-            return cls(**safetensors.numpy.load(data))
-        except (SafetensorError, TypeError) as error:
+            lists = cls(**read_tensors(data, {"centroids": Form("f4", 2), "members": Form("i4", 1)}))
+        except ValueError as error:
             raise ValueError(f"not the lists of an index: {error}") from error
+        count, members = len(lists.centroids), lists.members
+        if members.min(initial=0) < 0 or members.max(initial=-1) >= count:
+            raise ValueError(f"documents are in lists {members.min()} to {members.max()}, and there are {count}")
+        return lists

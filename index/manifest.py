@@ -5,25 +5,37 @@ a chain: CURRENT holds the checksum of the manifest, the manifest that of each s
 each file of the segment.
 """
 
-import math
+import datetime
 from enum import StrEnum
 from types import NoneType
 from typing import Annotated, Final, Literal, Self
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
+from index.codes_record import CodesRecord, GraphRecord, ListsRecord
 from index.encoding import Encoding, Standardisation
+from index.gaussians import MAX_DIMENSIONS
+from index.records import (
+    Blake3,
+    Digest,
+    Dimensions,
+    FileEntry,
+    ModelRecord,
+    NonNegativeInt,
+    PositiveInt,
+    SegmentId,
+    Share,
+    Strict,
+)
 
 __all__ = [
     "FORMAT_VERSION",
-    "CodesRecord",
-    "FactoryRecord",
-    "FileEntry",
-    "GraphRecord",
+    "AppliedRequest",
+    "BuildSettings",
+    "DeletesRecord",
+    "DriftRecord",
     "IndexKind",
-    "ListsRecord",
     "Manifest",
     "MeasuredRecall",
     "SegmentEntry",
@@ -31,12 +43,17 @@ __all__ = [
     "SourceRecord",
 ]
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Raised whenever an older release could misread what a newer one writes."""
 
-Blake3 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SegmentId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}$")]
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+MOST_NUMBERS: Final = 16
+"""Bytes of a codebook per number of a matrix from folded vectors to as many dimensions: it has one in float32, one in
+float64 and little else."""
+LITTLE_ELSE: Final = 1 << 20
+
+# Of Gaussians that float32 holds, so that squares and quotients of them fit into float64.
+Shift = Annotated[FiniteFloat, Field(ge=-1e39, le=1e39)]
+Scale = Annotated[FiniteFloat, Field(ge=1e-24, le=1e39)]
 SEGMENT_FILES = frozenset({"vectors.faiss", "gaussians.npy", "ids.arrow"})
 OPTIONAL_FILES = frozenset({"payload.arrow", "projected.npy"})
 
@@ -53,29 +70,18 @@ class IndexKind(StrEnum):
     """One of the others, as the build decides: of no index that is there."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class FileEntry(_Strict):
-    """Size and checksum of one file."""
-
-    bytes: NonNegativeInt
-    blake3: Blake3
-
-
-class SegmentManifest(_Strict):
+class SegmentManifest(Strict):
     """segment.json: what one segment holds. `max_norm` is the largest L2 norm of its document vectors.
 
     `codebook` is the checksum of the codebook whose codes vectors.faiss holds; without one it holds the vectors.
     """
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     id: SegmentId
     documents: PositiveInt
-    k: PositiveInt
+    k: Dimensions
     encoding: Annotated[Encoding, Field(strict=False)]
-    max_norm: FiniteFloat
+    max_norm: Annotated[FiniteFloat, Field(ge=0)]
     codebook: Blake3 | None = None
     files: dict[str, FileEntry]
 
@@ -86,20 +92,37 @@ class SegmentManifest(_Strict):
         return self
 
 
-class SegmentEntry(_Strict):
-    """A segment as its index refers to it; `blake3` is that of its segment.json, `bytes` the sum of its files."""
+class DeletesRecord(Strict):
+    """The rows of a segment that are no documents any more: `name` is that of their file in deletes/."""
+
+    name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}-[0-9]{8}\.npy$")]
+    file: FileEntry
+    rows: PositiveInt
+
+
+class SegmentEntry(Strict):
+    """A segment as its index refers to it; `blake3` is that of its segment.json, `bytes` the sum of its files.
+
+    `documents` counts its rows, of which those that `deletes` lists are gone.
+    """
 
     id: SegmentId
     documents: PositiveInt
     bytes: PositiveInt
     blake3: Blake3
+    deletes: DeletesRecord | None = None
+
+    @property
+    def live(self) -> int:
+        """How many documents there are."""
+        return self.documents - (self.deletes.rows if self.deletes is not None else 0)
 
 
-class StandardisationRecord(_Strict):
+class StandardisationRecord(Strict):
     """Shift and scale per latent dimension; see index.encoding."""
 
-    shift: list[FiniteFloat]
-    scale: list[Annotated[FiniteFloat, Field(gt=0)]]
+    shift: Annotated[list[Shift], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]
+    scale: Annotated[list[Scale], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]
 
     @classmethod
     def of(cls, standardisation: Standardisation) -> Self:
@@ -113,7 +136,28 @@ class StandardisationRecord(_Strict):
         )
 
 
-class SourceRecord(_Strict):
+class BuildSettings(Strict):
+    """What an index was asked to be, for whoever builds it anew: index.build_options says what each is. `model` is the
+    one whose Gaussians it holds, where they are of texts."""
+
+    encoding: Annotated[Encoding, Field(strict=False)]
+    kind: Annotated[IndexKind, Field(strict=False)]
+    segment_docs: PositiveInt
+    # Of approximate kinds alone.
+    target_recall: Share | None = None
+    recall_at: PositiveInt | None = None
+    code_bytes: PositiveInt | None = None
+    candidates: PositiveInt | None = None
+    hnsw_m: PositiveInt | None = None
+    hnsw_ef_construction: PositiveInt | None = None
+    lists: PositiveInt | None = None
+    nprobe: PositiveInt | None = None
+    factory: str | None = None
+    # Of texts alone.
+    model: ModelRecord | None = None
+
+
+class SourceRecord(Strict):
     """What the index was built from.
 
     `corpus` is the digest of the files' content and of how it is read, `plan` stands for that and the build's settings,
@@ -122,111 +166,11 @@ class SourceRecord(_Strict):
 
     corpus: Blake3
     plan: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
-    files: list[str]
+    files: Annotated[list[str], Field(fail_fast=True)]
     rejected: NonNegativeInt
 
 
-class GraphRecord(_Strict):
-    """The graph over an index's documents, in the order of its segments.
-
-    `name` is that of its file in structures/. `links` and `construction` are what it was built with (M and
-    efConstruction of HNSW).
-    """
-
-    name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.faiss$")]
-    file: FileEntry
-    links: PositiveInt
-    construction: PositiveInt
-
-
-Pairs = Annotated[list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]], Field(min_length=1)]
-
-
-class ListsRecord(_Strict):
-    """The lists that an index's documents are in, in the order of its segments.
-
-    `name` is that of their file in structures/, `lists` how many there are. `nprobe` pairs a top_k with how many of
-    them a query looks into, both ascending.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors$")]
-    file: FileEntry
-    lists: PositiveInt
-    nprobe: Pairs
-
-
-class FactoryRecord(_Strict):
-    """What FAISS made the index of each segment of: a string of its factory, how many lists that has, if any, and pairs
-    of a top_k and how many of them are looked into."""
-
-    factory: str
-    lists: PositiveInt | None
-    nprobe: Pairs | None
-
-
-class CodesRecord(_Strict):
-    """What the codes of an index are scanned with.
-
-    `codebook` is the name of its file in codebooks/, `dimensions` how many projected ones a code says something about.
-    `candidates` pairs a top_k with how many documents are scored exactly for it, both ascending. `breadth` is how many
-    more a scan finds, of which they are chosen by their projected vectors, or how much broader than they are many a
-    walk is (efSearch). With a `graph`, codes are not scanned but met on a walk; with `lists`, those of some lists are
-    scanned.
-    """
-
-    codebook: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors$")]
-    file: FileEntry
-    code_bytes: PositiveInt
-    dimensions: PositiveInt
-    candidates: Pairs
-    breadth: Annotated[FiniteFloat, Field(ge=1)]
-    graph: GraphRecord | None = None
-    lists: ListsRecord | None = None
-    factory: FactoryRecord | None = None
-
-    @property
-    def list_count(self) -> int | None:
-        """How many lists there are to look into; None where there are none."""
-        return (self.lists or self.factory or _NO_LISTS).lists
-
-    def nprobe_for(self, top_k: int) -> int | None:
-        """How many lists a search for top_k documents looks into; None where there are none."""
-        its = self.lists or self.factory or _NO_LISTS
-        if its.nprobe is None or its.lists is None:
-            return None
-        # Beyond what was measured as it grew there: twice as many documents are by far not in twice as many lists.
-        (first, least), (last, most) = its.nprobe[0], its.nprobe[-1]
-        power = math.log(most / least) / math.log(last / first) if last > first else 0.0
-        beyond = math.ceil(most * max(1.0, top_k / last) ** power)
-        return min(its.lists, beyond if top_k >= last else _between(its.nprobe, top_k))
-
-    def candidates_for(self, top_k: int) -> int:
-        """How many candidates a search for top_k documents takes."""
-        return max(top_k, _between(self.candidates, top_k))
-
-    @property
-    def structure(self) -> GraphRecord | ListsRecord | None:
-        """What makes it unnecessary to look at all documents, if anything does."""
-        return self.graph or self.lists
-
-
-_NO_LISTS = FactoryRecord(factory="", lists=None, nprobe=None)
-
-
-def _between(pairs: list[list[int]], top_k: int) -> int:
-    """What goes with top_k: as measured, geometrically in between, in proportion beyond."""
-    (first, least), (last, most) = pairs[0], pairs[-1]
-    if top_k <= first:
-        return least
-    if top_k >= last:
-        return math.ceil(most * top_k / last)
-    measured, values = zip(*pairs, strict=True)
-    power = np.interp(math.log(top_k), np.log(measured), np.log(values))
-    # Not one more for a rounding.
-    return math.ceil(math.exp(power) * (1 - 1e-9))
-
-
-class MeasuredRecall(_Strict):
+class MeasuredRecall(Strict):
     """The share of the true `at` best documents that a search found, over queries that the index was not fitted on
     (documents, in a corpus of fewer than some two thousand, that it was).
 
@@ -245,47 +189,143 @@ class MeasuredRecall(_Strict):
     target: Share
 
 
-class Manifest(_Strict):
+def _with_zone(value: str) -> str:
+    if datetime.datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError("a time needs a time zone")
+    return value
+
+
+class DriftRecord(Strict):
+    """What has become of what the build measured: the recall of `queries` of the newest documents, when `documents`
+    had been written since the build, with its 95% interval; and whether, and why, the index is to be built anew.
+
+    Of kind flat, whose recall is 1, it is the share of these queries whose results the first scan proves.
+    """
+
+    at: PositiveInt
+    recall: Share
+    low: Share
+    high: Share
+    queries: PositiveInt
+    documents: PositiveInt
+    due: str | None
+
+
+class AppliedRequest(Strict):
+    """A write that came with an Idempotency-Key and is part of this index: digests of its key and of what it asked
+    for, the generation that it came in with, and what was answered."""
+
+    key: Digest
+    request: Digest
+    generation: PositiveInt
+    answer: dict[str, int]
+
+
+class Manifest(Strict):
     """manifests/NNNNNNNN.json: one generation of an index, immutable once published.
 
     `codes` and `measured_recall` are there where the kind's scan is approximate. `reason` says why it is this kind,
-    where another or none was asked for.
+    where another or none was asked for. `changes` counts the generations since the build whose documents were written
+    or deleted, `written` the documents, `drift` is what was last measured of these. `restores` is the generation that
+    this one is a copy of, where it was rolled back to.
     """
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     generation: PositiveInt
-    created_at: str
+    created_at: Annotated[str, AfterValidator(_with_zone)]
     created_by: str
-    k: PositiveInt
+    k: Dimensions
     encoding: Annotated[Encoding, Field(strict=False)]
     kind: Annotated[IndexKind, Field(strict=False)]
     reason: str | None = None
     standardisation: StandardisationRecord
-    documents: PositiveInt
-    segments: Annotated[list[SegmentEntry], Field(min_length=1)]
-    deletes: Annotated[list[str], Field(max_length=0)] = []
+    documents: NonNegativeInt
+    segments: Annotated[list[SegmentEntry], Field(min_length=1, fail_fast=True)]
     codes: CodesRecord | None = None
     measured_recall: MeasuredRecall | None = None
     source: SourceRecord
+    settings: BuildSettings
+    changes: NonNegativeInt = 0
+    written: NonNegativeInt = 0
+    drift: DriftRecord | None = None
+    applied: list[AppliedRequest] = Field(default_factory=list)
+    restores: PositiveInt | None = None
+
+    @property
+    def structure(self) -> GraphRecord | ListsRecord | None:
+        """The graph over documents, or the lists that they are in, if there is one."""
+        return self.codes.structure if self.codes is not None else None
+
+    @property
+    def covered(self) -> int:
+        """How many segments, the first ones, the graph or lists are of."""
+        return self.structure.segments if self.structure is not None else 0
+
+    @property
+    def model(self) -> ModelRecord | None:
+        """The model that made its Gaussians of texts, where that is known."""
+        return self.settings.model
+
+    @property
+    def had_queries(self) -> bool:
+        """Whether it was fitted to queries that were given, and measured with them."""
+        return self.measured_recall is not None and self.measured_recall.source == "queries"
+
+    @property
+    def state(self) -> object:
+        """What differs where its documents are others than those of the generation before it."""
+        return self.source.plan, self.changes, self.restores
+
+    @property
+    def created(self) -> datetime.datetime:
+        """When it was made."""
+        return datetime.datetime.fromisoformat(self.created_at)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if len(self.standardisation.shift) != self.k or len(self.standardisation.scale) != self.k:
             raise ValueError(f"standardisation must have {self.k} shifts and scales")
-        if sum(segment.documents for segment in self.segments) != self.documents:
+        if sum(segment.live for segment in self.segments) != self.documents:
             raise ValueError("documents is not the sum over segments")
         if len({segment.id for segment in self.segments}) != len(self.segments):
             raise ValueError("a segment is listed twice")
+        if any(segment.live < 0 for segment in self.segments):
+            raise ValueError("more rows of a segment are deleted than it has")
         if ((self.kind is IndexKind.FLAT) != (self.codes is None)) or (
             (self.codes is None) != (self.measured_recall is None)
         ):
             raise ValueError(f"kind is {self.kind}, which does not go with its codes and measured_recall")
         if self.kind is IndexKind.AUTO:
             raise ValueError("kind must be that of an index, not auto")
-        structure = self.codes.structure if self.codes is not None else None
         needed = {IndexKind.HNSW: GraphRecord, IndexKind.IVF_FASTSCAN: ListsRecord}.get(self.kind, NoneType)
-        if not isinstance(structure, needed):
+        if self.covered > len(self.segments):
+            raise ValueError("its graph or lists are of more segments than there are")
+        if not isinstance(self.structure, needed):
             raise ValueError(f"kind is {self.kind}, which does not go with its codes' graph or lists")
         if (self.kind is IndexKind.FAISS) != (self.codes is not None and self.codes.factory is not None):
             raise ValueError(f"kind is {self.kind}, which does not go with its codes' factory")
         return self
+
+    @model_validator(mode="after")
+    def _is_of_its_model(self) -> Self:
+        if self.model is not None and self.model.k != self.k:
+            raise ValueError(f"its model makes Gaussians of {self.model.k} dimensions, and it has {self.k}")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_are_possible(self) -> Self:
+        if any(segment.bytes < 8 * self.k * segment.documents for segment in self.segments):
+            raise ValueError("a segment has fewer bytes than its documents take")
+        if self.codes is None:
+            return self
+        if self.codes.file.bytes > self._most_codebook_bytes():
+            raise ValueError(f"a codebook of k={self.k} has at most {self._most_codebook_bytes()} bytes")
+        if self.codes.code_bytes * self.documents > sum(segment.bytes for segment in self.segments):
+            raise ValueError("segments have fewer bytes than their codes take")
+        return self
+
+    def _most_codebook_bytes(self) -> int:
+        width = Encoding.FOLDED.width(self.k)
+        # One of kind faiss also has what every segment has of what FAISS was trained to.
+        trained = max(segment.bytes for segment in self.segments) if self.kind is IndexKind.FAISS else 0
+        return MOST_NUMBERS * width * (width + 16) + LITTLE_ELSE + trained

@@ -5,11 +5,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from index.errors import InsufficientMemoryError
+from index.errors import CorruptIndexError, InsufficientMemoryError
 from index.manifest import Manifest
 from index.scanning import SCANNED
+from index.untrusted import IndexFile
 
-__all__ = ["available_memory", "require_memory"]
+__all__ = ["available_memory", "require_memory", "require_room"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,26 +33,55 @@ def _page_cache() -> int:
     return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
 
 
-def require_memory(manifest: Manifest, path: Path, device: torch.device, *, copies: int = 1) -> None:
+def require_memory(
+    manifest: Manifest, path: Path, device: torch.device, *, copies: int = 1, rows: int | None = None
+) -> None:
     """Raises InsufficientMemoryError, naming both sizes, where the vectors of an index do not fit on the device.
 
-    `copies` is the number of processes that will each hold them. On a CPU a segment is read before it is folded.
+    `copies` is the number of processes that will each hold them, `rows` how many documents are not there yet, all if
+    not set. On a CPU a segment is read before it is folded.
     """
-    needed = 4 * SCANNED.width(manifest.k) * manifest.documents
+    if rows is None:
+        rows = sum(segment.documents for segment in manifest.segments)
+    needed = 4 * SCANNED.width(manifest.k) * rows
     if manifest.codes is not None:
         # As read, together, and laid out for the scan.
-        needed, device = 3 * manifest.codes.code_bytes * manifest.documents, torch.device("cpu")
-        if manifest.codes.graph is not None:
+        needed, device = 3 * manifest.codes.code_bytes * rows, torch.device("cpu")
+        if manifest.codes.graph is not None and rows:
             needed += manifest.codes.graph.file.bytes
         elif manifest.codes.lists is not None:
             # The number of each, in its list and in those that are laid out for the scan, and its list.
-            needed += 24 * manifest.documents
-    elif device.type == "cpu" and manifest.encoding is not SCANNED:
+            needed += 24 * rows
+    elif rows and device.type == "cpu" and manifest.encoding is not SCANNED:
         needed += 4 * manifest.encoding.width(manifest.k) * max(segment.documents for segment in manifest.segments)
     needed *= copies
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > available:
+        _require_files(manifest, path)
         raise InsufficientMemoryError(
             f"the vectors of {path} take {needed / 2**30:.2f} GiB; {device} has {available / 2**30:.2f} GiB free: "
             "use a machine with more memory"
         )
+
+
+def require_room(path: Path, size: int) -> None:
+    """Raises InsufficientMemoryError where files of an index, of so many bytes, cannot be read into memory."""
+    available = available_memory()
+    if size > available:
+        raise InsufficientMemoryError(
+            f"files of {path} take {size / 2**30:.2f} GiB; there are {available / 2**30:.2f} GiB free: use a machine "
+            "with more memory"
+        )
+
+
+def _require_files(manifest: Manifest, path: Path) -> None:
+    """Raises CorruptIndexError where segments do not even have the bytes of as many Gaussians as they are said to, or
+    a graph or lists are of another size: it is not memory then that is missing."""
+    for entry in manifest.segments:
+        file = path / "segments" / entry.id / "gaussians.npy"
+        size = file.stat().st_size if file.is_file() else 0
+        if size < 8 * manifest.k * entry.documents:
+            raise CorruptIndexError(f"{file} has {size} bytes, fewer than {entry.documents} documents take")
+    if manifest.structure is not None:
+        with IndexFile(path / "structures" / manifest.structure.name, manifest.structure.file, folders=1).open():
+            pass  # of the size that it should have

@@ -1,19 +1,20 @@
 """The linear maps that all codebooks have: folded vectors in, projected ones out (index.projection), kept in a file."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from index.projection import Projection
+from index.tensors import Form, read_tensors
 
-__all__ = ["STEP", "Maps", "Projector", "Vectors", "padded_maps"]
+__all__ = ["STEP", "Maps", "Projector", "Vectors", "padded_maps", "require_ranges"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -83,6 +84,30 @@ class Projector:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` made; ValueError for anything else."""
         try:
-            return cls(**safetensors.numpy.load(data))
-        except (SafetensorError, TypeError) as error:
+            return cls._of(read_tensors(data, cls.forms()))
+        except ValueError as error:
             raise ValueError(f"not a codebook: {error}") from error
+
+    @classmethod
+    def forms(cls) -> dict[str, Form]:
+        """What each field is in a file."""
+        return {"center": Form("f4", 1), "documents": Form("f4", 2), "queries": Form("f8", 2)}
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Made of arrays of its forms; ValueError where they do not go together."""
+        w, r = arrays["documents"].shape
+        if arrays["queries"].shape != (w, r) or arrays["center"].shape != (w,) or r == 0 or r % STEP:
+            raise ValueError(
+                f"center {arrays['center'].shape}, documents {(w, r)} and queries {arrays['queries'].shape} do not go "
+                "together"
+            )
+        return cls(**arrays)
+
+
+def require_ranges(ranges: npt.NDArray[np.float32], dimensions: int) -> None:
+    """ValueError unless these are ranges (index.scalar_codes) of so many dimensions."""
+    if ranges.shape not in ((0, dimensions), (2, dimensions)):
+        raise ValueError(f"ranges {ranges.shape} are not those of {dimensions} dimensions")
+    if len(ranges) and not (ranges[1] > 0).all():
+        raise ValueError("ranges have a dimension of no width")

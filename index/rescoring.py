@@ -105,7 +105,8 @@ class Explanation:
     log_determinant = 1/2 sum log(v_D/v_Q): how much wider the document is. trace = 1/2 (sum v_Q/v_D - k): how much of
     the query's spread the document does not allow for. mahalanobis = 1/2 sum (m_Q - m_D)^2/v_D: how far the means lie
     apart in the document's deviations. `dimensions` are the indices that contribute most to KL, greatest first, and
-    `contributions` their shares in nats.
+    `contributions` their shares in nats; the lists of means and variances are those of the two Gaussians in these
+    dimensions.
     """
 
     log_determinant: float
@@ -113,6 +114,10 @@ class Explanation:
     mahalanobis: float
     dimensions: list[int]
     contributions: list[float]
+    query_means: list[float]
+    query_variances: list[float]
+    document_means: list[float]
+    document_variances: list[float]
 
 
 def explain(
@@ -135,4 +140,8 @@ def explain(
         mahalanobis=float(mahalanobis.sum()),
         dimensions=order.tolist(),
         contributions=per_dimension[order].tolist(),
+        query_means=query_mean[order].tolist(),
+        query_variances=query_variance[order].tolist(),
+        document_means=document_mean[order].tolist(),
+        document_variances=document_variance[order].tolist(),
     )

@@ -12,6 +12,7 @@ from torch.utils.dlpack import from_dlpack
 
 from index.errors import SourceError
 from index.gaussians import MAX_DIMENSIONS, Gaussians, find_defects
+from index.payload import plain, unknown_zone
 from index.rows import Columns, RawBatch, RowDefect, SourceBatch, VarianceAs
 
 __all__ = ["RowChecker", "id_column"]
@@ -20,16 +21,22 @@ MAX_ID_BYTES: Final = 512
 """The longest id, in UTF-8: a key to look up, not a place for the document."""
 
 
+ANOTHER_INDEX: Final = "The documents of an index all have its k: build an index of its own of these (gaussearch build)"
+
+
 class RowChecker:
     """Turns raw batches into Gaussians, and says which rows are none.
 
-    `k` is fixed by the first good row where it is not given.
+    `k` is fixed by the first good row where it is not given; `of_index` says that it is an index's.
     """
 
-    def __init__(self, columns: Columns, variance_as: VarianceAs, k: int | None = None) -> None:
+    def __init__(
+        self, columns: Columns, variance_as: VarianceAs, k: int | None = None, *, of_index: bool = False
+    ) -> None:
         self.columns = columns
         self.variance_as = variance_as
         self.k = k
+        self._k_is = f"the index has k = {k}" if of_index else None
 
     def check(self, file: Path, file_index: int, raw: RawBatch) -> tuple[SourceBatch | None, list[RowDefect]]:
         """The good rows of a raw batch, or None where it has none, and the defects of the others.
@@ -84,12 +91,11 @@ class RowChecker:
                     self.k = int(mean.widths[row])
                     break
         wrong = np.flatnonzero(found.good & (mean.widths != self.k))
+        other = self._k_is or f"the corpus has {self.k}"
         found.add(
             self.columns.mean,
-            (
-                (row, mean.row(row), f"it has {mean.widths[row]} components; the corpus has {self.k}")
-                for row in wrong.tolist()
-            ),
+            ((row, mean.row(row), f"it has {mean.widths[row]} components; {other}") for row in wrong.tolist()),
+            remedy=ANOTHER_INDEX if self._k_is else None,
         )
 
     def _values(
@@ -147,11 +153,11 @@ class _Found:
         self.defects: list[RowDefect] = []
         self._rows = rows
 
-    def add(self, column: str, defects: Iterable[tuple[int, object, str]]) -> None:
+    def add(self, column: str, defects: Iterable[tuple[int, object, str]], remedy: str | None = None) -> None:
         for row, value, reason in defects:
             if self.good[row]:
                 self.good[row] = False
-                self.defects.append(RowDefect(int(self._rows[row]), column, value, reason))
+                self.defects.append(RowDefect(int(self._rows[row]), column, value, reason, remedy=remedy))
 
 
 class _Vectors:
@@ -254,7 +260,7 @@ def _payload(file: Path, table: pa.Table, columns: Columns) -> pa.Table | None:
         return None
     payload = table.select(names).replace_schema_metadata(None)
     for position, name in enumerate(names):
-        column = _plain(payload.column(position))
+        column = plain(payload.column(position))
         payload = payload.set_column(position, name, column)
         try:
             column[:1].take(pa.array(range(len(column[:1]))))
@@ -263,19 +269,13 @@ def _payload(file: Path, table: pa.Table, columns: Columns) -> pa.Table | None:
             raise SourceError(
                 f"{file}: column {name!r} is {column.type}, which cannot be payload; convert it, or leave it out"
             ) from error
+        zone = unknown_zone(column.type)
+        if zone is not None:
+            raise SourceError(
+                f"{file}: column {name!r} has times of {zone!r}, which is no time zone that is known here; convert it, "
+                "or leave it out"
+            )
     return payload
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same values without an encoding of the column as a whole: Arrow takes rows from plain columns only."""
-    types, kind = pa.types, column.type
-    if types.is_run_end_encoded(kind):
-        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
-    if types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
-    if types.is_string_view(kind) or types.is_binary_view(kind):
-        return column.cast(pa.large_string() if types.is_string_view(kind) else pa.large_binary())
-    return column
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -1,5 +1,6 @@
 """Rows of a corpus on their way from a reader to the index: as read, as checked, and as rejected."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,20 +12,36 @@ import orjson
 import pyarrow as pa
 from blake3 import blake3
 
+from index.durable import naming
 from index.errors import InvalidOptionError, SourceError
 from index.gaussians import Gaussians
-from index.manifest import FileEntry
+from index.records import FileEntry
 
-__all__ = ["Columns", "RawBatch", "RejectedRows", "RowDefect", "SourceBatch", "VarianceAs", "base_suffix", "place"]
+__all__ = [
+    "Columns",
+    "RawBatch",
+    "RejectedRows",
+    "RowDefect",
+    "SourceBatch",
+    "TextColumns",
+    "VarianceAs",
+    "base_suffix",
+    "no_column",
+    "no_documents",
+    "place",
+    "text_columns",
+]
 
 _SHOWN: Final = 80
 
+_SHOWN_NAMES: Final = 40
+
 _READ_BYTES: Final = 1 << 20
 
-_LINE_SUFFIXES: Final = frozenset({".jsonl", ".ndjson"})
+_LINE_SUFFIXES: Final = frozenset({".jsonl", ".ndjson", ".tsv"})
 
 COMPRESSIONS: Final = frozenset({".gz", ".zst"})
-"""Endings that JSON Lines may carry on top of their own."""
+"""Endings that files of lines may carry on top of their own."""
 
 
 class VarianceAs(StrEnum):
@@ -48,6 +65,53 @@ class Columns:
             raise SourceError(
                 f"id, mean and variance must be three columns, not {self.id!r}, {self.mean!r} and {self.variance!r}"
             )
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Those that hold lists of numbers."""
+        return self.mean, self.variance
+
+    def id_among(self, names: Collection[str]) -> str:  # noqa: ARG002 (as TextColumns)
+        """The column of ids, where these are the names of all."""
+        return self.id
+
+    def needed(self, names: Collection[str]) -> tuple[str, ...]:  # noqa: ARG002 (as TextColumns)
+        """The columns without which a file with columns of these names cannot be read."""
+        return self.id, self.mean, self.variance
+
+
+@dataclass(frozen=True, slots=True)
+class TextColumns:
+    """The names of the columns that make a text; all but the id are payload, too. A title, where there is one, goes
+    before the text, with a space in between. Without a name, the ids are in `_id`, as in BEIR, or else in `id`."""
+
+    id: str | None = None
+    text: str = "text"
+    title: str = "title"
+
+    def __post_init__(self) -> None:
+        if len({self.id, self.text, self.title}) < 3:
+            raise SourceError(
+                f"id, text and title must be three columns, not {self.id!r}, {self.text!r} and {self.title!r}"
+            )
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """None: as Columns."""
+        return ()
+
+    def id_among(self, names: Collection[str]) -> str:
+        """As Columns."""
+        return self.id or ("_id" if "_id" in names else "id")
+
+    def needed(self, names: Collection[str]) -> tuple[str, ...]:
+        """As Columns."""
+        return self.id_among(names), self.text
+
+
+def text_columns(id: str, text: str, title: str = "title") -> TextColumns:  # noqa: A002 (as TextColumns)
+    """Those that options name, of which `id` is what they say where nobody has named one."""
+    return TextColumns(None if id == Columns().id else id, text, title)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,15 +168,22 @@ class SourceBatch:
 @dataclass(frozen=True, slots=True)
 class RowDefect:
     """Why one row cannot be used: its number as messages show it, the column (None: the row as a whole), the value as
-    the source has it, and what is wrong with it."""
+    the source has it, and what is wrong with it. `names`: what the columns of the first record of a file are called
+    that lacks the column, as the other records of the file probably do. `remedy`: what is to be done, where that is
+    not to correct the row or to leave it out."""
 
     row: int
     column: str | None
     value: object
     reason: str
+    names: Sequence[str] | None = None
+    remedy: str | None = None
+    columns: "Columns | TextColumns" = Columns()
 
     def describe(self, file: Path) -> str:
         """The defect in a sentence that starts with its place."""
+        if self.names is not None and self.column is not None:
+            return f"{place(file, self.row)}: {no_column(self.column, self.names, self.columns)}"
         column = "" if self.column is None else f", column {self.column!r}"
         return f"{place(file, self.row)}{column}: {self.reason} (the value is {_shown(self.value)})"
 
@@ -132,6 +203,26 @@ class RawBatch:
     rejected: list[RowDefect] = field(default_factory=list)
 
 
+def no_column(name: str, names: Sequence[str], columns: "Columns | TextColumns") -> str:
+    """What is said where a file has columns of these names, and not this one of those that it needs."""
+    shown = [repr(other[:_SHOWN]) for other in names[:_SHOWN_NAMES]] + ["..."] * (len(names) > _SHOWN_NAMES)
+    remedy = "id, mean and variance (--id-column, --mean-column, --variance-column)"
+    if not columns.vectors:
+        remedy = "id and text (--id-column, --text-column)"
+    elif "text" in names:
+        remedy += ", or which model is to make Gaussians of its texts (--model)"
+    return f"there is no column {name!r}; it has {', '.join(shown) or 'none'}. Say which columns hold {remedy}"
+
+
+def no_documents(files: Sequence[Path], rejected: "RejectedRows | None", listed: Path) -> SourceError:
+    """The error for sources without a good row. `listed` is where the user finds the rows that were left out."""
+    where = ", ".join(map(str, files))
+    if rejected is None or not rejected.count:
+        return SourceError(f"there are no documents in {where}")
+    left_out = f"all {rejected.count:,} rows of {where} were" if rejected.count > 1 else f"the only row of {where} was"
+    return SourceError(f"{left_out} left out, which {listed} lists. The first: {rejected.first}")
+
+
 def place(file: Path, row: int) -> str:
     """Where a row stands, as every message says it: "docs.jsonl line 12" or "docs.parquet row 11"."""
     return f"{file} {'line' if base_suffix(file) in _LINE_SUFFIXES else 'row'} {row}"
@@ -149,13 +240,15 @@ class RejectedRows:
     """A file that takes the rows left out of a build, one JSON object a line: file, row, column, value, reason.
 
     A context manager. Appends, and hands each line to the system at once, so that a build that dies has said what it
-    left out; whoever resumes it cuts off what it rejected after the last segment it kept. `count` is of this run,
-    `entry` of the whole file. Entering raises OSError where the path cannot be written.
+    left out; whoever resumes it cuts off what it rejected after the last segment it kept. `count` and `first`, the
+    first of them in words, are of this run, `entry` is of the whole file. Entering raises OSError where the path cannot
+    be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.count = 0
+        self.first: str | None = None
         self._file: BinaryIO | None = None
         self._hash, self._bytes = blake3(), 0
 
@@ -193,10 +286,15 @@ class RejectedRows:
             "reason": defect.reason,
         }
         written = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        self._file.write(written)
+        with naming(self.path):
+            # An unbuffered file takes what there is room for, and says how much; for the rest there is an error.
+            left = memoryview(written)
+            while left:
+                left = left[self._file.write(left) :]
         self._hash.update(written)
         self._bytes += len(written)
         self.count += 1
+        self.first = self.first or defect.describe(file)
 
 
 def _shown(value: object) -> str:

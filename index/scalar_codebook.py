@@ -4,17 +4,19 @@ A walk looks at some thousands of documents where a scan looks at all, and takes
 affords more of the projection (index.projection) than the digits of index.codebook keep.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from index.codes import Codes
-from index.manifest import FileEntry
 from index.projection import Projection
-from index.projector import Projector, Vectors, padded_maps
+from index.projector import Projector, Vectors, padded_maps, require_ranges
+from index.records import FileEntry
 from index.scalar_codes import (
     Ranges,
     bytes_of,
@@ -25,6 +27,8 @@ from index.scalar_codes import (
     scalar_codes,
     write_scalar_codes,
 )
+from index.tensors import Form
+from index.untrusted import IndexFile
 
 __all__ = ["ScalarCodebook", "ranges_that_do"]
 
@@ -71,9 +75,20 @@ class ScalarCodebook(Projector):
         """Writes what `encode` gave of a segment."""
         return {"vectors.faiss": write_scalar_codes(folder / "vectors.faiss", codes[0], self.ranges)}
 
-    def read(self, folder: Path, documents: int) -> Codes:
-        """Reads what `write` wrote; raises CorruptIndexError for anything else."""
-        return read_scalar_codes(folder / "vectors.faiss", documents, self.ranges)
+    def read(self, file: IndexFile, documents: int) -> Codes:
+        """Reads what `write` wrote into vectors.faiss; raises CorruptIndexError for anything else."""
+        return read_scalar_codes(file, documents, self.ranges)
+
+    @classmethod
+    def forms(cls) -> dict[str, Form]:
+        """What each field is in a file."""
+        return super(ScalarCodebook, cls).forms() | {"ranges": Form("f4", 2)}
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        made = super(ScalarCodebook, cls)._of(arrays)
+        require_ranges(made.ranges, made.projected)
+        return made
 
 
 def ranges_that_do(projection: Projection, dimensions: int, points: Vectors) -> Ranges:

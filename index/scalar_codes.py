@@ -15,7 +15,9 @@ import numpy.typing as npt
 from index.codes import Codes
 from index.durable import checksummed
 from index.errors import CorruptIndexError
-from index.manifest import FileEntry
+from index.faiss_fields import HEADER, INNER_PRODUCT, Fields, Header
+from index.records import FileEntry
+from index.untrusted import IndexFile
 
 __all__ = [
     "Ranges",
@@ -30,6 +32,8 @@ __all__ = [
 
 LARGEST = 60_000.0
 """What 16 bits hold, rounded down: what is larger is stored as this much."""
+QUANTISER = 36
+"""Bytes of what stands before the ranges in the file of an IndexScalarQuantizer."""
 
 Ranges = npt.NDArray[np.float32]
 """(2, r): the least value of each dimension, and how far above it the greatest lies; (0, r) for 16 bits."""
@@ -74,27 +78,50 @@ def write_scalar_codes(path: Path, codes: Codes, ranges: Ranges) -> FileEntry:
     return file.entry
 
 
-def read_scalar_codes(path: Path, documents: int, ranges: Ranges) -> Codes:
-    """Reads what `write_scalar_codes` wrote; raises CorruptIndexError unless it is so many codes of these ranges."""
-    try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
-    if not isinstance(index, faiss.IndexScalarQuantizer):
-        raise CorruptIndexError(f"{path} holds no codes")
-    expected = scalar_index(ranges)
-    if (index.ntotal, index.d, index.sq.qtype) != (documents, expected.d, expected.sq.qtype):
-        raise CorruptIndexError(f"{path} holds {index.ntotal} codes of {index.d} numbers, not {documents} of the index")
-    if not np.array_equal(faiss.vector_to_array(index.sq.trained), faiss.vector_to_array(expected.sq.trained)):
-        raise CorruptIndexError(f"{path} has codes of other ranges than the index's codebook")
-    codes: Codes = faiss.vector_to_array(index.codes).reshape(documents, -1)
+def read_scalar_codes(file: IndexFile, documents: int, ranges: Ranges) -> Codes:
+    """Reads what `write_scalar_codes` wrote; raises CorruptIndexError unless it is so many codes of these ranges.
+
+    FAISS reads nothing: all that stands before the codes follows from the ranges, and what is taken from what is
+    expected.
+    """
+    path, dimensions = file.path, ranges.shape[1]
+    with file.open() as opened:
+        fields = Fields(opened.take(HEADER + QUANTISER + 4 * ranges.size + 8))
+        try:
+            form = fields.name()
+            if form != "IxSQ":
+                raise CorruptIndexError(f"{path} holds no codes, but something of the form {form!r}")
+            header, (kind, _, _, width, code_bytes) = fields.header(), fields.read("iifQQ")
+            if header != Header(dimensions, documents, True, INNER_PRODUCT):
+                raise CorruptIndexError(
+                    f"{path} holds {header.documents} codes of {header.dimensions} numbers, not {documents} of the "
+                    f"index's {dimensions}"
+                )
+            (numbers,), stored = fields.read("Q"), fields.take(4 * ranges.size)
+            (size,) = fields.read("Q")
+        except ValueError as error:
+            raise CorruptIndexError(f"{path} is not a FAISS index of codes: {error}") from error
+        expected = _kind(ranges), dimensions, bytes_of(ranges), ranges.size
+        if (kind, width, code_bytes, numbers) != expected or not np.array_equal(
+            np.frombuffer(stored, "<f4"), ranges.ravel()
+        ):
+            raise CorruptIndexError(f"{path} has codes of other ranges than the index's codebook")
+        if size != documents * code_bytes or opened.size != len(fields) + size:
+            raise CorruptIndexError(f"{path} has {opened.size} bytes, not those of {documents} codes")
+        codes = np.empty((documents, code_bytes), dtype=np.uint8)
+        opened.fill(codes.data)
+        opened.finish()
     return codes
 
 
 def scalar_index(ranges: Ranges) -> Any:
     """An empty IndexScalarQuantizer, by inner product, of the ranges."""
-    kind = faiss.ScalarQuantizer.QT_8bit if len(ranges) else faiss.ScalarQuantizer.QT_fp16
-    index: Any = faiss.IndexScalarQuantizer(ranges.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.IndexScalarQuantizer(ranges.shape[1], _kind(ranges), faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(np.ascontiguousarray(ranges).ravel(), index.sq.trained)
     index.is_trained = True
     return index
+
+
+def _kind(ranges: Ranges) -> int:
+    """FAISS's number for codes of these ranges."""
+    return int(faiss.ScalarQuantizer.QT_8bit if len(ranges) else faiss.ScalarQuantizer.QT_fp16)

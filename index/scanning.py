@@ -2,8 +2,9 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ from index.encoding import Encoding, Standardisation, encode_queries, inner_prod
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.segments import Segment
-from index.vectors import FlatVectors, gpu_resources, matrix_products, set_threads
+from index.selection import Mask
+from index.vectors import BLAS_QUERIES, FlatVectors, gpu_resources, matrix_products, one_thread, set_threads
 
 __all__ = ["SCANNED", "Ceilings", "Found", "Scanner", "ceilings", "merge", "piece"]
 
@@ -26,6 +28,9 @@ disk they are what any program with FAISS can search, so the form there is the u
 
 SHARD_NUMBERS = 1 << 20
 """The fewest numbers (documents times width) that a shard is worth a thread for: 4 MiB."""
+
+COPIED_ROWS, COPIED_FOR_MANY = 1 << 9, 1 << 13
+"""Documents that are copied together where not all are scanned."""
 
 Scores = npt.NDArray[np.float32]
 Ceilings = npt.NDArray[np.float64]
@@ -48,44 +53,58 @@ class Scanner:
     """
 
     def __init__(
-        self, manifest: Manifest, segments: Sequence[Segment], device: torch.device, threads: int | None
+        self,
+        manifest: Manifest,
+        segments: Sequence[Segment],
+        device: torch.device,
+        threads: int | None,
+        known: "Scanner | None" = None,
     ) -> None:
+        """`known` is a scanner of another generation, on the same device, whose vectors serve this one, too."""
         self.device = device
         self._standardisation = manifest.standardisation.restore()
         self._max_norm = max(segment.manifest.max_norm for segment in segments)
         gpu = gpu_resources(device) if device.type == "cuda" else None
         self._gpu_turn = gpu.turn if gpu else None
         stored_width = manifest.encoding.width(manifest.k)
-        vectors_of_all: list[FlatVectors] = []
+        self._vectors: dict[Path, FlatVectors] = {}
         for segment in segments:
-            stored = FlatVectors.read(segment.vectors_file, documents=len(segment), width=stored_width)
+            if known is not None and segment.folder in known._vectors:
+                self._vectors[segment.folder] = known._vectors[segment.folder]
+                continue
+            stored = FlatVectors.read(segment.file("vectors.faiss"), documents=len(segment), width=stored_width)
             vectors = stored.folded(manifest.encoding, manifest.k)
-            vectors_of_all.append(vectors.on(gpu) if gpu else vectors)
-        worth = SCANNED.width(manifest.k) * manifest.documents // SHARD_NUMBERS
+            self._vectors[segment.folder] = vectors.on(gpu) if gpu else vectors
+        worth = SCANNED.width(manifest.k) * sum(map(len, segments)) // SHARD_NUMBERS
         shards = 1 if gpu else max(1, min(threads or available_cores(), worth))
-        self._shards = _cut(vectors_of_all, shards)
+        self._shards = _cut(list(self._vectors.values()), shards)
         self._pool = ThreadPoolExecutor(shards, "gaussearch-scan", initializer=set_threads, initargs=(1,))
 
-    def scan(self, queries: Gaussians, count: int) -> tuple[Numbers, Ceilings]:
-        """The `count` likeliest documents of each query, and a ceiling on the -KL of every other document.
+    def scan(self, queries: Gaussians, count: int, allowed: Mask | None = None) -> tuple[Numbers, Ceilings]:
+        """The `count` likeliest documents of each query, and a ceiling on the -KL of every other document; on a CPU
+        among those alone that are `allowed`, (n,), if not all are.
 
         Returns numbers (b, c) in no particular order, -1 for none, c <= count where there are fewer documents or a GPU
         gives fewer, and ceilings (b,), -infinity where there is no other document.
         Raises InvalidGaussiansError naming the query whose vector float32 cannot hold.
         """
         with torch_on_one_core():
-            return self._scan(queries.to(self.device), count)
+            return self._scan(queries.to(self.device), count, allowed)
 
-    def _scan(self, queries: Gaussians, count: int) -> tuple[Numbers, Ceilings]:
+    def _scan(self, queries: Gaussians, count: int, allowed: Mask | None) -> tuple[Numbers, Ceilings]:
         vectors = encode_queries(queries, SCANNED, self._standardisation)
-        _, numbers, cutoffs = merge(self._found(vectors, count), count)
+        _, numbers, cutoffs = merge(self._found(vectors, count, allowed), count)
         return numbers, ceilings(cutoffs, queries, vectors, self._max_norm, self._standardisation)
 
-    def _found(self, vectors: torch.Tensor, count: int) -> list[Found]:
+    def _found(self, vectors: torch.Tensor, count: int, allowed: Mask | None) -> list[Found]:
         """What is found in each piece."""
-        scan = functools.partial(_scan_shard, vectors, count)
+        scan = functools.partial(_scan_shard, vectors, count, allowed)
         if self._gpu_turn is not None:
             with self._gpu_turn:
+                return scan(self._shards[0])
+        if len(self._shards) == 1:
+            # Waking another thread takes as long as scanning some hundred documents.
+            with matrix_products(vectors.shape[1]), one_thread():
                 return scan(self._shards[0])
         with matrix_products(vectors.shape[1]):
             return [found for shard in self._pool.map(scan, self._shards) for found in shard]
@@ -123,14 +142,24 @@ def ceilings(
     return negative_kl(bounds[:, None], queries, SCANNED, standardisation)[:, 0].numpy()
 
 
-def _scan_shard(vectors: torch.Tensor, count: int, shard: Shard) -> list[Found]:
+def _scan_shard(vectors: torch.Tensor, count: int, allowed: Mask | None, shard: Shard) -> list[Found]:
     """Of each piece: the best inner products, their documents' numbers, and the most that any other can have."""
     found: list[Found] = []
     for index, rows, start in shard:
-        limit = min(count, len(rows), index.result_limit)
-        scores, local = index.search(vectors, limit, rows)
-        found.append(piece(scores, local, start, len(rows)))
+        for some in [rows] if allowed is None else _chosen(allowed, rows, start, len(vectors)):
+            limit = min(count, len(some), index.result_limit)
+            scores, local = index.search(vectors, limit, some)
+            found.append(piece(scores, local, start, len(some)))
     return found
+
+
+def _chosen(allowed: Mask, rows: range, start: int, queries: int) -> Iterator[Numbers]:
+    """Those of the rows that are allowed, some at a time: few enough that a copy of them stays in a processor's cache
+    for one query, and many where they are multiplied with a matrix of queries."""
+    chosen = np.flatnonzero(allowed[start + rows.start : start + rows.stop]) + rows.start
+    step = COPIED_ROWS if queries < BLAS_QUERIES else COPIED_FOR_MANY
+    for first in range(0, len(chosen), step):
+        yield chosen[first : first + step]
 
 
 def _cut(vectors: Sequence[FlatVectors], shards: int) -> list[Shard]:

@@ -10,8 +10,10 @@ segments/<id>/
 """
 
 import contextlib
+import dataclasses
 import io
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from pydantic import ValidationError
 
-from index.durable import checksum, checksummed, measure, write_atomically
+from index.arrow_files import map_table, require_valid
+from index.durable import checksum, checksummed, measure, naming, write_atomically
 from index.errors import CorruptIndexError
-from index.gaussians import Gaussians
-from index.manifest import FileEntry, SegmentEntry, SegmentManifest
+from index.gaussians import Gaussians, find_defects
+from index.manifest import SegmentEntry, SegmentManifest
 from index.payload import payload_rows
+from index.records import FileEntry
+from index.untrusted import IndexFile
 
 __all__ = [
     "GaussiansWriter",
@@ -34,6 +40,9 @@ __all__ = [
     "find_segment",
     "map_array",
     "open_segment",
+    "read_rows",
+    "read_segment_manifest",
+    "rows_to_bytes",
     "verify_segment",
     "write_array",
     "write_ids",
@@ -45,6 +54,17 @@ WRITTEN_BYTES = 1 << 20
 RESERVED_BYTES = 1 << 25
 """How much room a file takes on the disk at a time, before it is written to, which then takes half the time: no more,
 because a corpus may end long before a segment is full."""
+MANIFEST_BYTES = 1 << 16
+"""More than any segment.json has."""
+HEADER_BYTES = 256
+"""More than NumPy writes before an array of two dimensions."""
+_ARRAY = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<size>..)"
+    rb"\{'descr': '(?P<items>[!-&(-~]+)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
+    re.DOTALL,
+)
+ORDERED_ROWS = 1 << 20
+"""Ids compared at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +72,8 @@ class Segment:
     """An open segment; all of it but the vectors is memory-mapped.
 
     gaussians: (n, 2k) float32, means | variances. ids: (n,) strings. order: (n,) uint32, rows by ascending id.
-    payload: n rows, or None.
+    payload: n rows, or None. `verified` is whether all of it but vectors.faiss has been read and checked. masks: what
+    index.selection remembers of filters.
     """
 
     folder: Path
@@ -61,6 +82,8 @@ class Segment:
     ids: pa.ChunkedArray
     order: npt.NDArray[np.uint32]
     payload: pa.Table | None
+    verified: bool
+    masks: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.manifest.documents
@@ -70,15 +93,27 @@ class Segment:
         """Where the encoded documents lie."""
         return self.folder / "vectors.faiss"
 
+    def file(self, name: str) -> IndexFile:
+        """One of its files, to be read; raises CorruptIndexError where segment.json does not list it."""
+        return _file(self.folder, self.manifest, name)
+
     def ids_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The ids of the documents at these rows."""
         return list(self.ids.take(pa.array(rows)).to_pylist())
 
     def payload_at(self, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
         """The payload of the documents at these rows, a dictionary each, empty where the segment has none."""
-        if self.payload is None:
+        if self.payload is None or not self.payload.num_columns:
             return [{} for _ in rows]
-        return payload_rows(self.payload.take(pa.array(rows)))
+        if not self.verified:
+            # What is not of its type would be read from anywhere.
+            for row in np.unique(rows).tolist():
+                require_valid(self.folder / "payload.arrow", self.payload.slice(row, 1))
+        try:
+            return payload_rows(self.payload.take(pa.array(rows)))
+        # Times of a zone that nobody knows, for one.
+        except (pa.ArrowException, ValueError, KeyError, OverflowError) as error:
+            raise CorruptIndexError(f"{self.folder / 'payload.arrow'} has values of no known form: {error}") from error
 
     def find(self, document_id: str) -> int | None:
         """The row that has this id, or None: a binary search over the memory-mapped order."""
@@ -123,7 +158,7 @@ class GaussiansWriter:
         self.close()
         if self._written == self._expected:
             return self._file.entry
-        with self._path.open("r+b") as file:
+        with naming(self._path), self._path.open("r+b") as file:
             file.write(self._header(self._written))
             file.truncate(self._file.entry.bytes)
         return measure(self._path)
@@ -178,71 +213,110 @@ def find_segment(folder: Path, documents: int, codebook: str | None) -> SegmentE
     """The entry of a segment that an interrupted build completed, with the codebook of that checksum if any: None where
     it is not there, not whole or another."""
     try:
-        data = (folder / "segment.json").read_bytes()
+        data = IndexFile(folder / "segment.json", folders=2).contents(MANIFEST_BYTES)
         manifest = SegmentManifest.model_validate_json(data)
         entry = _entry(manifest, data)
         verify_segment(folder, entry)
-    except (FileNotFoundError, ValidationError, CorruptIndexError):
+    except (ValidationError, CorruptIndexError):
         return None
     is_it = (manifest.id, manifest.documents, manifest.codebook) == (folder.name, documents, codebook)
     return entry if is_it else None
 
 
 def _entry(manifest: SegmentManifest, data: bytes) -> SegmentEntry:
-    size = sum(file.bytes for file in manifest.files.values())
-    return SegmentEntry(id=manifest.id, documents=manifest.documents, bytes=size, blake3=checksum(data))
+    return SegmentEntry(id=manifest.id, documents=manifest.documents, bytes=_size(manifest), blake3=checksum(data))
 
 
 def verify_segment(folder: Path, entry: SegmentEntry) -> SegmentManifest:
-    """Checks the size and checksum of every file of a segment; raises CorruptIndexError naming the first that fails."""
-    manifest = _read_manifest(folder, entry)
-    for name, expected in manifest.files.items():
-        _check_size(folder / name, expected)
-        if measure(folder / name) != expected:
-            raise CorruptIndexError(f"{folder / name} does not match its checksum in {folder / 'segment.json'}")
-    return manifest
+    """Checks every file of a segment, its size, checksum and content; raises CorruptIndexError naming the first that
+    fails."""
+    segment = open_segment(folder, entry, verify=True)
+    segment.file("vectors.faiss").verify()
+    return segment.manifest
 
 
 def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
-    """Opens a segment, after reading all of it if `verify`; raises CorruptIndexError naming the file that is wrong."""
-    manifest = verify_segment(folder, entry) if verify else _read_manifest(folder, entry)
-    for name, expected in manifest.files.items():
-        _check_size(folder / name, expected)
-    gaussians = map_array(folder / "gaussians.npy", np.dtype("<f4"), manifest.documents, 2 * manifest.k)
-    ids = _map_table(folder / "ids.arrow", manifest.documents)
-    if ids.schema.names != ["id", "order"]:
-        raise CorruptIndexError(f"{folder / 'ids.arrow'} has columns {ids.schema.names}, not id and order")
+    """Opens a segment, after reading all of it if `verify`, but for vectors.faiss, which is checked by who reads it.
+
+    Sizes, and that ids are ids, are always checked. Raises CorruptIndexError naming the file that is wrong.
+    """
+    manifest = read_segment_manifest(folder, entry)
+    for name in manifest.files:
+        with _file(folder, manifest, name).open():
+            pass  # of the size that it should have
+    gaussians = map_array(
+        _file(folder, manifest, "gaussians.npy"), np.dtype("<f4"), manifest.documents, 2 * manifest.k, verify=verify
+    )
+    ids = map_table(_file(folder, manifest, "ids.arrow"), manifest.documents, verify=verify)
+    order = _checked_order(folder / "ids.arrow", ids)
     payload = None
     if "payload.arrow" in manifest.files:
-        payload = _map_table(folder / "payload.arrow", manifest.documents)
-    order = ids["order"].combine_chunks().to_numpy()
-    return Segment(folder, manifest, gaussians, ids["id"], order, payload)
+        payload = map_table(_file(folder, manifest, "payload.arrow"), manifest.documents, verify=verify)
+    if verify:
+        _require_gaussians(folder / "gaussians.npy", gaussians)
+        if "projected.npy" in manifest.files:
+            _file(folder, manifest, "projected.npy").verify()
+    return Segment(folder, manifest, gaussians, ids["id"], order, payload, verify)
 
 
-def _read_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
+def _file(folder: Path, manifest: SegmentManifest, name: str) -> IndexFile:
+    if name not in manifest.files:
+        raise CorruptIndexError(f"{folder / 'segment.json'} lists no {name}")
+    return IndexFile(folder / name, manifest.files[name], folders=2)
+
+
+def read_segment_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
+    """What segment.json says; raises CorruptIndexError where it is not what the index's manifest expects."""
     path = folder / "segment.json"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CorruptIndexError(f"{path} is missing") from error
+    data = IndexFile(path, folders=2).contents(MANIFEST_BYTES)
     if checksum(data) != entry.blake3:
         raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
     try:
         manifest = SegmentManifest.model_validate_json(data)
     except ValidationError as error:
         raise CorruptIndexError(f"{path}: {error.errors()[0]['msg']}") from error
-    if (manifest.id, manifest.documents) != (entry.id, entry.documents):
+    if (manifest.id, manifest.documents, _size(manifest)) != (entry.id, entry.documents, entry.bytes):
         raise CorruptIndexError(f"{path} describes another segment than the index's manifest expects")
     return manifest
 
 
-def _check_size(path: Path, expected: FileEntry) -> None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise CorruptIndexError(f"{path} is missing") from error
-    if size != expected.bytes:
-        raise CorruptIndexError(f"{path} has {size} bytes, not {expected.bytes}")
+def _size(manifest: SegmentManifest) -> int:
+    return sum(file.bytes for file in manifest.files.values())
+
+
+def _checked_order(path: Path, ids: pa.Table) -> npt.NDArray[np.uint32]:
+    """The column `order` of ids.arrow; raises CorruptIndexError unless it puts ids, all different, in their order."""
+    if ids.schema.names != ["id", "order"] or ids.schema.types != [pa.string(), pa.uint32()]:
+        raise CorruptIndexError(f"{path} has columns {_described(ids.schema)}, not id: string and order: uint32")
+    require_valid(path, ids)
+    if any(column.null_count for column in ids.columns):
+        raise CorruptIndexError(f"{path} has rows without an id or a place in their order")
+    order: npt.NDArray[np.uint32] = ids["order"].combine_chunks().to_numpy()
+    if len(order) and int(order.max()) >= len(order):
+        raise CorruptIndexError(f"{path} orders row {int(order.max())} of {len(order)}")
+    last = None
+    for start in range(0, len(order), ORDERED_ROWS):
+        part = ids["id"].take(pa.array(order[start : start + ORDERED_ROWS])).combine_chunks()
+        before = part if last is None else pa.concat_arrays([last, part])
+        if not pc.all(pc.less(before[:-1], before[1:]), min_count=0).as_py():
+            raise CorruptIndexError(f"{path} has an id twice, or its order is not that of its ids")
+        last = part[-1:]
+    return order
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in list(schema)[:8])
+
+
+def _require_gaussians(path: Path, gaussians: npt.NDArray[np.float32]) -> None:
+    """Raises CorruptIndexError naming the first row (n, 2k) that is no Gaussian."""
+    k = gaussians.shape[1] // 2
+    step = max(1, WRITTEN_BYTES // (8 * k))
+    for start in range(0, len(gaussians), step):
+        # Copied, for torch takes no memory that it must not write to.
+        block = torch.from_numpy(np.array(gaussians[start : start + step]))
+        for defect in find_defects(block[:, :k], block[:, k:], limit=1):
+            raise CorruptIndexError(f"{path}: {dataclasses.replace(defect, row=start + defect.row)}")
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> FileEntry:
@@ -252,25 +326,48 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> FileEntry:
     return file.entry
 
 
-def map_array(path: Path, dtype: np.dtype[Any], rows: int, columns: int) -> npt.NDArray[Any]:
-    """Maps a file of NumPy's; raises CorruptIndexError where it is not an array of that kind and shape."""
-    try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise CorruptIndexError(f"{path} is missing") from error
-    except (ValueError, EOFError) as error:
-        raise CorruptIndexError(f"{path} is not an array: {error}") from error
-    if array.shape != (rows, columns) or array.dtype != dtype:
-        raise CorruptIndexError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {(rows, columns)}")
-    # Without the class, which takes longer to index than what is indexed.
-    return array.view(np.ndarray)
+def map_array(
+    file: IndexFile, dtype: np.dtype[Any], rows: int, columns: int, *, verify: bool = False
+) -> npt.NDArray[Any]:
+    """Maps a file of NumPy's, after reading all of it if `verify`; raises CorruptIndexError where it is not an array of
+    that kind and shape."""
+    with file.open() as opened:
+        if verify:
+            opened.verify()
+        mapped = opened.map()
+    found, shape, start = _array_header(file.path, mapped)
+    if found != dtype.str or shape != (rows, columns):
+        raise CorruptIndexError(f"{file.path} holds {found} {shape}, not {dtype.str} {(rows, columns)}")
+    if start % dtype.alignment or len(mapped) != start + rows * columns * dtype.itemsize:
+        raise CorruptIndexError(f"{file.path} has {len(mapped)} bytes, which are not those of {dtype.str} {shape}")
+    return np.frombuffer(mapped, dtype, rows * columns, start).reshape(rows, columns)
 
 
-def _map_table(path: Path, rows: int) -> pa.Table:
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CorruptIndexError(f"{path} is not an Arrow file: {error}") from error
-    if table.num_rows != rows:
-        raise CorruptIndexError(f"{path} has {table.num_rows} rows, not {rows}")
-    return table
+def rows_to_bytes(rows: npt.NDArray[np.int64]) -> bytes:
+    """Row numbers, ascending, as a file of NumPy's: uint32."""
+    file = io.BytesIO()
+    np.save(file, rows.astype("<u4"), allow_pickle=False)
+    return file.getvalue()
+
+
+def read_rows(path: Path, data: bytes) -> npt.NDArray[np.int64]:
+    """What `rows_to_bytes` made, out of a file; raises CorruptIndexError for anything else."""
+    found, shape, start = _array_header(path, memoryview(data))
+    if found != "<u4" or len(shape) != 1 or len(data) != start + 4 * shape[0]:
+        raise CorruptIndexError(f"{path} holds {found} {shape}, not a list of row numbers")
+    rows: npt.NDArray[np.int64] = np.frombuffer(data, "<u4", shape[0], start).astype(np.int64)
+    if (np.diff(rows) <= 0).any():
+        raise CorruptIndexError(f"{path} lists row numbers that do not ascend")
+    return rows
+
+
+def _array_header(path: Path, mapped: memoryview) -> tuple[str, tuple[int, ...], int]:
+    """What a file of NumPy's says that it holds, row by row, and where that begins; CorruptIndexError where it is none.
+
+    In the one form in which NumPy writes it. NumPy itself reads it as Python, which fails in more ways than one."""
+    head = bytes(mapped[:HEADER_BYTES])
+    match = _ARRAY.match(head)
+    if match is None or match.end() != 10 + int.from_bytes(match["size"], "little"):
+        raise CorruptIndexError(f"{path} is not an array, written row by row as NumPy does")
+    shape = tuple(int(size) for size in match["shape"].decode().split(",") if size.strip())
+    return match["items"].decode(), shape, match.end()

@@ -5,16 +5,14 @@ Formats: Parquet, Arrow IPC (file or stream, Feather), NPZ, safetensors, JSON Li
 size, the pickle excepted.
 """
 
-import glob
-import os
 import sys
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import orjson
@@ -25,13 +23,23 @@ from index.background import in_order, read_ahead
 from index.cores import available_cores
 from index.durable import checksum, measure
 from index.errors import InvalidOptionError, SourceError
-from index.formats import SUFFIXES, is_known, read
+from index.formats import SUFFIXES, TEXT_SUFFIXES, read
+from index.labels import labelled_model, require_role
+from index.records import ModelRecord
 from index.row_checks import RowChecker, id_column
-from index.rows import Columns, RawBatch, RejectedRows, RowDefect, SourceBatch, VarianceAs, place
+from index.rows import Columns, RawBatch, RejectedRows, RowDefect, SourceBatch, TextColumns, VarianceAs, place
+from index.source_files import files_of
+from index.text.protocol import Role
+from index.text.rows import MADE, TextSource
 
-__all__ = ["Columns", "Corpus", "RejectedRows", "SourceBatch", "Stamps", "VarianceAs", "place"]
+__all__ = ["Columns", "Corpus", "DocumentSource", "RejectedRows", "SourceBatch", "Stamps", "VarianceAs", "place"]
 
 DEFAULT_BATCH_ROWS: Final = 8192
+TEXT_BATCH_ROWS: Final = 1024
+"""Of texts: enough to sort by length, and few seconds of encoding, even of long ones on a CPU."""
+
+LOOKED_AT: Final = 1024
+"""Rows that are read at a time to learn the dimensions of a corpus's Gaussians."""
 
 HASHED_BYTES: Final = 1 << 23
 """How much of a file one core hashes at a time."""
@@ -40,14 +48,33 @@ HASHED_BYTES: Final = 1 << 23
 Stamps = list[tuple[int, int, int]]
 
 
+class DocumentSource(Protocol):
+    """Where the documents of a build come from: a Corpus, or an index itself."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What they lie in."""
+
+    def stamps(self) -> Stamps:
+        """As Corpus."""
+
+    def batches(self, *, start: tuple[int, int] = ..., cut_every: int | None = ...) -> Iterator[SourceBatch]:
+        """As Corpus."""
+
+    def locate(self, wanted: Collection[str]) -> dict[str, list[str]]:
+        """As Corpus."""
+
+
 class Corpus:
     """The documents of one or many files, in a fixed order.
 
     sources: files, folders (every file of a known format in them, however deep, hidden ones excepted) and glob
     patterns (`**` goes down folders). What one source names is sorted; sources keep their order; a file named twice is
     read once.
-    apart_from: a folder whose files are no part of it, though a source may contain them: an index, say.
+    apart_from: folders and files that are no part of it, though a source may contain them: an index, say. `left_out`
+    are those that one does.
     rejected: where rows that cannot be used are written and counted; without it the first of them raises SourceError.
+    texts: the files hold texts, of which this makes Gaussians; `columns` and `variance_as` then say nothing.
 
     Raises SourceError for a source that is missing, that names nothing, or whose format is not known by its suffix.
     """
@@ -58,21 +85,70 @@ class Corpus:
         *,
         columns: Columns | None = None,
         variance_as: VarianceAs = VarianceAs.VARIANCE,
-        apart_from: Path | None = None,
+        apart_from: Path | Sequence[Path] = (),
         rejected: RejectedRows | None = None,
+        texts: TextSource | None = None,
     ) -> None:
-        self.columns = columns or Columns()
-        self.variance_as = VarianceAs(variance_as)
-        self.files: tuple[Path, ...] = _resolve([sources] if isinstance(sources, str | Path) else sources, apart_from)
+        self.columns = MADE if texts else columns or Columns()
+        self.variance_as = VarianceAs.VARIANCE if texts else VarianceAs(variance_as)
+        self.files, self.left_out = files_of(
+            [sources] if isinstance(sources, str | Path) else sources,
+            [apart_from] if isinstance(apart_from, Path) else apart_from,
+            TEXT_SUFFIXES if texts else SUFFIXES,
+        )
+        self._texts = texts
+        self._read_columns: Columns | TextColumns = texts.columns if texts else self.columns
         self._rejected = rejected
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether a model makes its Gaussians as it is read."""
+        return self._texts is not None
+
+    def model(self) -> ModelRecord | None:
+        """The model that makes its Gaussians, or that its files say to have made them; None where they do not.
+
+        Raises SourceError where they are of several models, some say nothing, or it makes Gaussians of other dimensions
+        than theirs.
+        """
+        if self._texts is not None:
+            return self._texts.encoder.record
+        record = labelled_model(self.files)
+        # Not of every file, whose rows are compared with these when they are read.
+        k = None if record is None else self._width(LOOKED_AT)
+        if record is not None and k is not None and k != record.k:
+            raise SourceError(
+                f"{self.files[0]} says that its Gaussians are of {record.name!r}, which makes such of {record.k} "
+                f"dimensions, and they have {k}"
+            )
+        return record
+
+    def require_role(self, role: Role) -> None:
+        """Raises SourceError where a file says that its Gaussians were made of texts for another role."""
+        if self._texts is None:
+            require_role(self.files, role)
+
+    def of_queries(self, file: Path) -> "Corpus":
+        """The queries of a file that is read as this corpus is.
+
+        Raises SourceError, also where the file says that they are of another model than the corpus, or no queries.
+        """
+        texts = None if self._texts is None else replace(self._texts, role=Role.QUERY)
+        queries = Corpus([file], columns=self.columns, variance_as=self.variance_as, texts=texts)
+        queries.require_role(Role.QUERY)
+        ours, theirs = self.model(), queries.model()
+        if ours is not None and theirs is not None and ours.fingerprint != theirs.fingerprint:
+            raise SourceError(f"{file} has Gaussians of {theirs.name!r}, another model than that of the corpus")
+        return queries
 
     def digest(self) -> str:
         """A checksum, in hexadecimal, of every file's content in order, the columns and `variance_as`.
 
-        Two corpora with one digest give the same batches, wherever their files lie. Reads every file once, pieces of it
-        on all cores. Raises SourceError where a file cannot be read.
+        Of texts, also of the model. Two corpora with one digest give the same batches, wherever their files lie. Reads
+        every file once, pieces of it on all cores. Raises SourceError where a file cannot be read.
         """
         identity: list[object] = [*astuple(self.columns), self.variance_as]
+        identity += [] if self._texts is None else [self._texts.identity]
         with ThreadPoolExecutor(available_cores()) as pool:
             for file in self.files:
                 try:
@@ -91,16 +167,18 @@ class Corpus:
         self,
         *,
         start: tuple[int, int] = (0, 0),
-        batch_rows: int = DEFAULT_BATCH_ROWS,
+        batch_rows: int | None = None,
         cut_every: int | None = None,
         k: int | None = None,
     ) -> Iterator[SourceBatch]:
-        """The corpus from `start` on, in batches of 1 to `batch_rows` rows, none of which spans two files.
+        """The corpus from `start` on, in batches of 1 to `batch_rows` rows, none of which spans two files. If it is not
+        given, they are of thousands.
 
         start: index into `files`, and ordinal of a record in that file: `(batch.file_index, batch.next_row)` goes on
         after that batch. What lies before is skipped without being checked. cut_every: also ends a batch after every so
         many good rows, counted from `start`; rejected rows up to there have then been written, and no others. k: the
-        width every row must have; otherwise the first good row of the corpus (not of what is left of it) decides.
+        width that every row must have, that of an index; otherwise the first good row of the corpus (not of what is
+        left of it) decides.
 
         Raises SourceError for a file that cannot be read and, without `rejected`, for the first bad row; and
         InvalidOptionError for a `start` outside the corpus or `batch_rows` or `cut_every` below 1.
@@ -110,12 +188,17 @@ class Corpus:
                 raise InvalidOptionError(f"{name} is {value}; it must be at least 1")
         if not 0 <= start[0] <= len(self.files) or start[1] < 0:
             raise InvalidOptionError(f"the corpus of {len(self.files)} files cannot be started at {start}")
+        batch_rows = batch_rows or (DEFAULT_BATCH_ROWS if self._texts is None else TEXT_BATCH_ROWS)
+        of_index = k is not None
+        if k is None and self._texts is not None:
+            k = self._texts.encoder.record.k
         if k is None and start != (0, 0):
             k = self._width(batch_rows)
         # Checked here and not in the thread that reads: most of checking is Python, which two threads cannot run at
         # once, and most of reading is not. A build of Parquet takes a tenth less time for it, on two cores.
         raw = read_ahead(self._raw(start, batch_rows))
-        return self._reported(self._checked(raw, k), cut_every or sys.maxsize)
+        checker = RowChecker(self.columns, self.variance_as, k, of_index=of_index)
+        return self._reported(self._checked(raw, checker), cut_every or sys.maxsize)
 
     def locate(self, wanted: Collection[str]) -> dict[str, list[str]]:
         """For each wanted id, every place in the corpus where it stands ("docs.jsonl line 12"), in order.
@@ -126,8 +209,9 @@ class Corpus:
         places: dict[str, list[str]] = {identifier: [] for identifier in wanted}
         values = pa.array(list(places), pa.string())
         for file in self.files:
-            for raw in read(file, self.columns, start=0, batch_rows=DEFAULT_BATCH_ROWS, ids_only=True):
-                ids = id_column(file, raw.table, self.columns.id).cast(pa.string())
+            for raw in read(file, self._read_columns, start=0, batch_rows=DEFAULT_BATCH_ROWS, ids_only=True):
+                name = self._read_columns.id_among(raw.table.column_names)
+                ids = id_column(file, raw.table, name).cast(pa.string())
                 for row in np.flatnonzero(pc.is_in(ids, values).to_numpy(zero_copy_only=False)):
                     found = ids[int(row)].as_py()
                     if found is not None:
@@ -138,13 +222,13 @@ class Corpus:
         """The batches of the files from `start` on, unchecked, each with its file's index."""
         for index in range(start[0], len(self.files)):
             first = start[1] if index == start[0] else 0
-            for raw in read(self.files[index], self.columns, start=first, batch_rows=batch_rows):
-                yield index, raw
+            file = self.files[index]
+            for raw in read(file, self._read_columns, start=first, batch_rows=batch_rows):
+                yield index, raw if self._texts is None else self._texts.encode(file, raw)
 
     def _checked(
-        self, batches: Iterable[tuple[int, RawBatch]], k: int | None
+        self, batches: Iterable[tuple[int, RawBatch]], checker: RowChecker
     ) -> Iterator[tuple[Path, SourceBatch | None, list[RowDefect]]]:
-        checker = RowChecker(self.columns, self.variance_as, k)
         for index, raw in batches:
             yield self.files[index], *checker.check(self.files[index], index, raw)
 
@@ -165,64 +249,16 @@ class Corpus:
 
     def _report(self, file: Path, defects: list[RowDefect]) -> None:
         for defect in defects:
+            if self._rejected is None and defect.names is not None:
+                raise SourceError(defect.describe(file))
             if self._rejected is None:
-                raise SourceError(
-                    f"{defect.describe(file)}. "
-                    "Correct the row, or leave out the rows that cannot be used (--on-error skip)"
-                )
+                remedy = "Correct the row, or leave out the rows that cannot be used (--on-error skip)"
+                raise SourceError(f"{defect.describe(file)}. {defect.remedy or remedy}")
             self._rejected.add(file, defect)
 
     def _width(self, batch_rows: int) -> int | None:
         # Defects before the start were reported when they were read; here they are only passed over again.
-        checked = self._checked(self._raw((0, 0), batch_rows), None)
+        checked = self._checked(self._raw((0, 0), batch_rows), RowChecker(self.columns, self.variance_as))
         batches = (batch for _, batch, _ in checked if batch is not None)
         first = next(batches, None)
         return None if first is None else first.gaussians.k
-
-
-def _resolve(sources: Sequence[str | Path], apart_from: Path | None) -> tuple[Path, ...]:
-    files: dict[Path, Path] = {}
-    for source in sources:
-        for file in _expand(source):
-            if apart_from is None or not file.resolve().is_relative_to(apart_from.resolve()):
-                files.setdefault(file.resolve(), file)
-    if not files:
-        raise SourceError("no corpus was named" + (f" outside of {apart_from}" if apart_from and sources else ""))
-    return tuple(files.values())
-
-
-def _expand(source: str | Path) -> list[Path]:
-    """The files that one source names, sorted."""
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(_inside(path))
-        if not found:
-            raise SourceError(f"{path}: there is no file in it whose name ends in {_SUFFIXES_IN_WORDS}")
-        return found
-    # A path that exists is that path, whatever brackets its name holds.
-    if path.exists() or not glob.has_magic(str(source)):
-        found = [path]
-    else:
-        # Path.glob takes no absolute pattern.
-        names = glob.glob(str(source), recursive=True)  # noqa: PTH207
-        found = sorted(path for path in map(Path, names) if path.is_file())
-        if not found:
-            raise SourceError(f"{source}: no file has such a name")
-    for file in found:
-        if not file.is_file():
-            raise SourceError(f"{file}: there is no such file")
-        if not is_known(file):
-            raise SourceError(f"{file}: its format is not known; names end in {_SUFFIXES_IN_WORDS}")
-    return found
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            file = Path(parent, name)
-            if not name.startswith(".") and is_known(file) and file.is_file():
-                yield file
-
-
-_SUFFIXES_IN_WORDS: Final = f"{', '.join(SUFFIXES)} (.jsonl and .ndjson also with .gz or .zst)"

@@ -8,51 +8,54 @@ segments/<id>/    the documents of those segments; unknown to any manifest until
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.durable import Syncer, checksum, measure, sync, write_atomically
-from index.encoding import Encoding, MomentAccumulator
+from index.encoding import MomentAccumulator
 from index.errors import BuildError, SourceError
-from index.manifest import FileEntry, IndexKind
+from index.gaussians import Gaussians
+from index.manifest import BuildSettings
+from index.payload import conformed, unified
+from index.records import FileEntry
 from index.segments import GaussiansWriter, write_ids, write_payload
 from index.sources import SourceBatch
 from index.storage import IndexDirectory
+from index.text.precision import TextPrecision
 
-__all__ = ["BuildPlan", "DocumentWriter", "ReadSegment", "Staging"]
+__all__ = ["BuildPlan", "DocumentBatch", "DocumentWriter", "ReadSegment", "Staging", "WrittenSegment"]
 
 
-class BuildPlan(BaseModel):
-    """What decides the content of an index, and nothing else: two builds with one plan make the same segments."""
+class BuildPlan(BuildSettings):
+    """What decides the content of an index, and nothing else: two builds with one plan make the same segments.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `corpus` and `queries` are the digests of these. `model_precision` is what the model of a corpus of texts was asked
+    to compute in.
+    """
 
     corpus: str
-    encoding: Encoding
-    kind: IndexKind
-    segment_docs: int
     on_error: Literal["stop", "skip"]
-    # Of approximate kinds alone.
-    target_recall: float | None = None
-    recall_at: int | None = None
     queries: str | None = None
-    code_bytes: int | None = None
-    candidates: int | None = None
-    hnsw_m: int | None = None
-    hnsw_ef_construction: int | None = None
-    lists: int | None = None
-    nprobe: int | None = None
-    factory: str | None = None
+    # Of texts alone.
+    model_precision: Annotated[TextPrecision | None, Field(strict=False)] = None
+
+    @property
+    def settings(self) -> BuildSettings:
+        """What of it a manifest keeps."""
+        return BuildSettings(**{name: getattr(self, name) for name in BuildSettings.model_fields})
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stand for the plan."""
-        return checksum(self.model_dump_json().encode())[:12]
+        # Without a model it is what it was before there were any: an index of that time is not built anew.
+        left_out = {name for name in ("model", "model_precision") if getattr(self, name) is None}
+        return checksum(self.model_dump_json(exclude=left_out).encode())[:12]
 
 
 class _PlanFile(BaseModel):
@@ -91,6 +94,13 @@ class ReadSegment(BaseModel):
         return accumulator
 
 
+class WrittenSegment(NamedTuple):
+    """The documents of a segment as they have been written, and the moments of their Gaussians."""
+
+    files: dict[str, FileEntry]
+    moments: MomentAccumulator
+
+
 class Staging:
     """The unfinished build of one index. The caller holds the index's writer lock.
 
@@ -113,8 +123,9 @@ class Staging:
         plan_file = directory.staging / "plan.json"
         if plan_file.exists() and not restart:
             unfinished = _read_plan(plan_file)
-            # A build that was killed just after it published has nothing left to resume.
-            if unfinished.generation != directory.live_generation():
+            # A build that was killed just after it published has nothing left to resume, nor has one since which the
+            # index has been written to: that has removed its segments.
+            if unfinished.generation > (directory.live_generation() or 0):
                 _require_same(plan_file, unfinished.plan, plan)
                 return cls(directory, plan, unfinished.generation)
         staging = cls(directory, plan, directory.next_generation())
@@ -143,6 +154,33 @@ class Staging:
         """The file that says that the documents of segment number `ordinal` are complete."""
         return self.path / f"{ordinal:05d}.json"
 
+    def keep(
+        self,
+        ordinal: int,
+        written: WrittenSegment,
+        next_record: tuple[int, int],
+        rejected: tuple[int, FileEntry | None],
+    ) -> ReadSegment:
+        """Records that the documents of segment number `ordinal` are complete.
+
+        `next_record` is where the corpus goes on, `rejected` the count of rows left out so far and the file that lists
+        them. What a power cut takes of the segment does not match its checksum, and is read again.
+        """
+        moments = written.moments
+        segment = ReadSegment(
+            documents=moments.count,
+            k=len(moments.mean),
+            next_record=next_record,
+            rejected=rejected[0],
+            rejected_file=rejected[1],
+            files=written.files,
+            mean=moments.mean.tolist(),
+            squared_deviations=moments.squared_deviations.tolist(),
+            variance_sum=moments.variance_sum.tolist(),
+        )
+        write_atomically(self.record(ordinal), segment.model_dump_json().encode(), synced=False)
+        return segment
+
     @property
     def rejected_file(self) -> Path:
         """Lists the rows that have been left out so far."""
@@ -165,6 +203,22 @@ class Staging:
             found.append(segment)
 
 
+class DocumentBatch(NamedTuple):
+    """n documents: where they come from, ids (n,), Gaussians (n, k) and payload of n rows, if any."""
+
+    file: Path
+    ids: pa.Array
+    gaussians: Gaussians
+    payload: pa.Table | None
+
+    def take(self, rows: Sequence[int]) -> "DocumentBatch":
+        """These of the documents."""
+        if len(rows) == len(self.ids):
+            return self
+        payload = None if self.payload is None else self.payload.take(pa.array(rows))
+        return DocumentBatch(self.file, self.ids.take(pa.array(rows)), self.gaussians[torch.tensor(rows)], payload)
+
+
 class _Rest(NamedTuple):
     """What a batch has beside its Gaussians."""
 
@@ -174,15 +228,16 @@ class _Rest(NamedTuple):
 
 
 class DocumentWriter:
-    """Writes documents into staged segments, one after the other, as they come: it holds their ids and payload, and of
-    their Gaussians nothing.
+    """Writes documents into segments, one after the other, as they come: it holds their ids and payload, and of their
+    Gaussians nothing.
 
-    They are synced by the time the build publishes. What a power cut takes before that does not match its checksum, and
-    is read again. A context manager, which closes what is open.
+    They are synced by the time they are published. A context manager, which closes what is open.
     """
 
-    def __init__(self, staging: Staging, ordinal: int, syncer: Syncer) -> None:
-        self._staging, self._ordinal, self._syncer = staging, ordinal, syncer
+    def __init__(self, folder: Callable[[int], Path], expected: int, ordinal: int, syncer: Syncer) -> None:
+        """`folder` says where segment number `ordinal` and those after it lie; each may have about `expected`
+        documents."""
+        self._folder, self._expected, self._ordinal, self._syncer = folder, expected, ordinal, syncer
         self._gaussians: GaussiansWriter | None = None
 
     def __enter__(self) -> Self:
@@ -197,52 +252,40 @@ class DocumentWriter:
         """How many there are in the segment that is being written."""
         return 0 if self._gaussians is None else self._moments.count
 
-    def add(self, batch: SourceBatch) -> None:
+    def add(self, batch: SourceBatch | DocumentBatch) -> None:
         """Appends a batch to the segment, which it begins where there is none."""
         if self._gaussians is None:
-            folder, k = self._staging.folder(self._ordinal), batch.gaussians.k
+            folder, k = self._folder(self._ordinal), batch.gaussians.k
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            self._gaussians = GaussiansWriter(folder / "gaussians.npy", self._staging.plan.segment_docs, k)
+            self._gaussians = GaussiansWriter(folder / "gaussians.npy", self._expected, k)
             self._moments = MomentAccumulator(k)
             self._rest: list[_Rest] = []
         self._gaussians.write(batch.gaussians)
         self._moments.update(batch.gaussians)
         self._rest.append(_Rest(batch.file, batch.ids, batch.payload))
 
-    def finish(self, next_record: tuple[int, int], rejected: tuple[int, FileEntry | None]) -> ReadSegment:
-        """Writes the rest of the segment, and then the record that its documents are complete.
-
-        `next_record` is where the corpus goes on, `rejected` the count of rows left out so far and the file that lists
-        them. Raises ValueError where nothing has been added.
-        """
+    def finish(self) -> WrittenSegment:
+        """Writes the rest of the segment; raises ValueError where nothing has been added."""
         if self._gaussians is None:
             raise ValueError("a segment has at least one document")
-        folder, moments = self._staging.folder(self._ordinal), self._moments
+        folder = self._folder(self._ordinal)
         files = {
             "gaussians.npy": self._gaussians.finish(),
             "ids.arrow": write_ids(folder / "ids.arrow", pa.concat_arrays([part.ids for part in self._rest])),
         }
         payload = _payload(self._rest)
         if payload is not None:
-            files["payload.arrow"] = write_payload(folder / "payload.arrow", payload)
-        segment = ReadSegment(
-            documents=moments.count,
-            k=len(moments.mean),
-            next_record=next_record,
-            rejected=rejected[0],
-            rejected_file=rejected[1],
-            files=files,
-            mean=moments.mean.tolist(),
-            squared_deviations=moments.squared_deviations.tolist(),
-            variance_sum=moments.variance_sum.tolist(),
-        )
+            try:
+                files["payload.arrow"] = write_payload(folder / "payload.arrow", payload)
+            except pa.ArrowException as error:
+                # Lists within lists, too many deep.
+                raise SourceError(f"{self._rest[0].file}: the payload cannot be stored: {error}") from error
         for name in files:
             self._syncer.sync(folder / name)
-        write_atomically(self._staging.record(self._ordinal), segment.model_dump_json().encode(), synced=False)
         self._gaussians = None
         self._ordinal += 1
-        return segment
+        return WrittenSegment(files, self._moments)
 
 
 def _read_plan(plan_file: Path) -> _PlanFile:
@@ -262,21 +305,17 @@ def _require_same(plan_file: Path, unfinished: BuildPlan, plan: BuildPlan) -> No
 
 
 def _payload(batches: Sequence[_Rest]) -> pa.Table | None:
-    """One table of the batches' payloads, null where a file has no such column; None where there are no columns."""
-    tables = [
-        # A table without columns has no rows, so a column of nothing keeps the place of files without payload.
-        pa.table({"": pa.nulls(len(batch.ids))}) if batch.payload is None else batch.payload
-        for batch in batches
-    ]
+    """One table of the batches' payloads, null where a file has no such column; None where there are no columns.
+
+    A column has one type, which holds those of all batches: whole numbers beside fractions are float64.
+    """
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        schema = unified([batch.payload for batch in batches])
+        tables = [conformed(batch.payload, schema, len(batch.ids)) for batch in batches]
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         first, last = batches[0], batches[-1]
         raise SourceError(
             f"the payload columns between {first.file} and {last.file} have types that do not go together: {error}. "
             "Give the column one type, or leave it out"
         ) from error
-    if all(batch.payload is not None for batch in batches):
-        return table
-    table = table.drop_columns([""])
-    return table if table.num_columns else None
+    return pa.concat_tables(tables) if len(schema) else None

@@ -6,7 +6,6 @@ answers `exact` on an index whose own scan is approximate, and what such a scan 
 
 import functools
 import itertools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,17 +13,14 @@ import torch
 
 from index.background import in_order
 from index.cores import available_cores, torch_on_one_core
-from index.documents import GaussianStore, Numbers
+from index.documents import GaussianStore, Numbers, Stop
 from index.encoding import Standardisation, encode_documents, encode_queries
-from index.errors import SearchStoppedError
+from index.errors import CorruptIndexError, InvalidGaussiansError, SearchStoppedError
 from index.gaussians import Gaussians
 from index.scanning import SCANNED, Ceilings, Found, ceilings, merge, piece
 from index.vectors import best_products, matrix_products, set_threads
 
-__all__ = ["Stop", "StreamedScanner"]
-
-Stop = Callable[[], bool]
-"""Asked now and then whether nobody waits for the results any more."""
+__all__ = ["StreamedScanner"]
 
 BLOCK_ROWS = 8192
 """Documents encoded at a time: 8 MiB of vectors at k = 128. Fewer have their best merged more often."""
@@ -75,7 +71,11 @@ class StreamedScanner:
             # Copied, for torch takes no memory that it must not write to.
             block = torch.from_numpy(np.array(self._store.arrays[array][first:last]))
             documents = Gaussians.unchecked(block[:, :k], block[:, k:])
-            encoded = encode_documents(documents, SCANNED, self._standardisation, out=memory[: len(block)])
+            try:
+                encoded = encode_documents(documents, SCANNED, self._standardisation, out=memory[: len(block)])
+            except InvalidGaussiansError as error:
+                # No build has written it, and no query is to blame.
+                raise CorruptIndexError(f"gaussians.npy, counted from document {start + first}: {error}") from error
             best = best_products(vectors, encoded.numpy(), min(count, len(block)))
             found = [merge([*found, piece(*best, start + first, len(block))], count)]
         return found[0]

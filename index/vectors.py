@@ -23,7 +23,9 @@ from index.cores import available_cores
 from index.durable import checksummed
 from index.encoding import Encoding, fold_documents
 from index.errors import BuildError, CorruptIndexError, DeviceUnavailableError
-from index.manifest import FileEntry
+from index.faiss_fields import HEADER, INNER_PRODUCT, Fields
+from index.records import FileEntry
+from index.untrusted import IndexFile
 
 __all__ = [
     "FlatVectors",
@@ -43,6 +45,9 @@ GPU_RESULT_LIMIT = 2048
 BLAS_QUERIES = 3
 """From how many queries on a matrix multiplication scans faster than FAISS's own loop; for one query it takes twice as
 long (k=128, one thread and two)."""
+
+FLAT_HEADER = HEADER + 8
+"""Bytes before the vectors in the file of an IndexFlatIP."""
 
 _BLAS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold
 
@@ -148,6 +153,21 @@ def _flat_header(documents: int, width: int) -> bytes:
     return counting(documents)
 
 
+def _require_flat(path: Path, header: bytes, documents: int, width: int) -> None:
+    """Raises CorruptIndexError unless these are the first bytes of an IndexFlatIP of so many vectors and numbers."""
+    fields = Fields(header)
+    try:
+        form, found, (numbers,) = fields.name(), fields.header(), fields.read("Q")
+    except ValueError as error:
+        raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
+    if form != "IxFI" or found.metric != INNER_PRODUCT or not found.is_trained:
+        raise CorruptIndexError(f"{path} is not a flat inner-product index")
+    if (found.documents, found.dimensions, numbers) != (documents, width, documents * width):
+        raise CorruptIndexError(
+            f"{path} holds {found.documents} x {found.dimensions} numbers, not {documents} x {width}"
+        )
+
+
 def _serialized(documents: int, width: int) -> bytes:
     index = faiss.IndexFlatIP(width)
     index.add(np.zeros((documents, width), dtype=np.float32))
@@ -218,17 +238,21 @@ class FlatVectors:
         return vectors, torch.from_numpy(vectors._memory())
 
     @classmethod
-    def read(cls, path: Path, *, documents: int, width: int) -> "FlatVectors":
-        """Reads vectors.faiss into memory; raises CorruptIndexError naming the file unless it is what is expected."""
-        try:
-            index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise CorruptIndexError(f"{path} is not a FAISS index: {error}") from error
-        if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise CorruptIndexError(f"{path} is not a flat inner-product index")
-        if (index.ntotal, index.d) != (documents, width):
-            raise CorruptIndexError(f"{path} holds {index.ntotal} x {index.d} numbers, not {documents} x {width}")
-        return cls(index)
+    def read(cls, file: IndexFile, *, documents: int, width: int) -> "FlatVectors":
+        """Reads vectors.faiss into memory; raises CorruptIndexError naming the file unless it is what is expected.
+
+        Straight into the index's memory: FAISS reads nothing, and what is taken follows from what is expected.
+        """
+        with file.open() as opened:
+            _require_flat(file.path, opened.take(FLAT_HEADER), documents, width)
+            if opened.size != FLAT_HEADER + 4 * documents * width:
+                raise CorruptIndexError(
+                    f"{file.path} has {opened.size} bytes, which are not those of {documents} x {width} numbers"
+                )
+            vectors, memory = cls.preallocate(documents, width)
+            opened.fill(memory.numpy().data)
+            opened.finish()
+        return vectors
 
     def folded(self, encoding: Encoding, k: int) -> "FlatVectors":
         """The same documents under the folded encoding; these are k-dimensional, under `encoding`, and on the CPU."""
@@ -251,13 +275,13 @@ class FlatVectors:
         return len(self) if self.device.type == "cpu" else min(GPU_RESULT_LIMIT, len(self))
 
     def search(
-        self, queries: Tensor, count: int, rows: range | None = None
+        self, queries: Tensor, count: int, rows: range | npt.NDArray[np.int64] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The `count` documents of the largest inner products: scores and rows, (b, count) each, best first.
 
         queries: (b, d) float32 on this index's device. `count` is at most `result_limit`, and on a CPU at most the
-        number of `rows`, if only those are to be searched. A row of -1 stands where FAISS found nothing comparable (an
-        inner product that is NaN).
+        number of `rows`, if only those are to be searched: a range, or any, which are copied. A row of -1 stands where
+        FAISS found nothing comparable (an inner product that is NaN).
         """
         if self.device.type != "cpu":
             on_host = [result.cpu().numpy() for result in self._index.search(queries, count)]
@@ -265,6 +289,9 @@ class FlatVectors:
         if rows is None or len(rows) == len(self):
             scores, found = self._index.search(queries.numpy(), count)
             return scores, found
+        if not isinstance(rows, range):
+            scores, found = best_products(queries, self._memory()[rows], count)
+            return scores, np.where(found < 0, -1, rows[found])
         scores, found = best_products(queries, self._memory()[rows.start : rows.stop], count)
         return scores, np.where(found < 0, -1, found + rows.start)
 

@@ -35,7 +35,8 @@ class _Array(Protocol):
 
 def _read_arrays(request: ReadRequest, arrays: list[_Array]) -> Iterator[RawBatch]:
     request.require([array.name for array in arrays])
-    arrays = [array for array in arrays if array.name in request.wanted or not request.ids_only]
+    wanted = request.wanted([array.name for array in arrays])
+    arrays = [array for array in arrays if array.name in wanted or not request.ids_only]
     rows = _check_shapes(request, {array.name: array.shape for array in arrays})
     step = min(request.batch_rows, max(1, _BATCH_BYTES // max(1, sum(array.row_bytes for array in arrays))))
     for array in arrays:
@@ -55,8 +56,9 @@ def _read_piece(request: ReadRequest, array: _Array, first: int, count: int) -> 
 
 def _check_shapes(request: ReadRequest, shapes: dict[str, tuple[int, ...]]) -> int:
     """The number of rows that all the arrays have."""
-    rows = shapes[request.columns.id][0] if shapes[request.columns.id] else 0
-    vectors = () if request.ids_only else (request.columns.mean, request.columns.variance)
+    ids = shapes[request.columns.id_among(shapes)]
+    rows = ids[0] if ids else 0
+    vectors = () if request.ids_only else request.columns.vectors
     for name, shape in shapes.items():
         if name in vectors and (len(shape) != 2 or shape[1] == 0):
             raise SourceError(f"{request.path}: array {name!r} has shape {shape}; it must be (rows, k)")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -10,9 +11,15 @@ import pyarrow.parquet as pq
 from index.cores import available_cores
 from index.errors import SourceError
 from index.formats.request import ReadRequest
-from index.rows import RawBatch
+from index.payload import plain
+from index.rows import RawBatch, base_suffix
 
-__all__ = ["read_arrow", "read_parquet"]
+__all__ = ["MODEL_KEY", "ROLE_KEY", "read_arrow", "read_metadata", "read_parquet"]
+
+MODEL_KEY: Final = b"gaussearch.model"
+"""Where the metadata of a file's schema say which model made its Gaussians: an index.records.ModelRecord as JSON."""
+ROLE_KEY: Final = b"gaussearch.role"
+"""Where they say in which role it read the texts: document or query."""
 
 _END_OF_STREAM: Final = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -28,7 +35,7 @@ def read_parquet(request: ReadRequest) -> Iterator[RawBatch]:
         if not groups:
             return
         first = ends[groups[0]] - sizes[groups[0]]
-        names = list(request.wanted) if request.ids_only else None
+        names = list(request.wanted(file.schema_arrow.names)) if request.ids_only else None
         # Columns side by side where there are cores for it: reading and writing, a build keeps two busy. (Row groups
         # side by side gained nothing there, either.)
         threads = available_cores() > 2
@@ -60,9 +67,34 @@ def read_arrow(request: ReadRequest) -> Iterator[RawBatch]:
 def _slices(request: ReadRequest, batch: pa.RecordBatch, first: int) -> Iterator[RawBatch]:
     """The part of a record batch that starts at row `first` of the file and is asked for, in pieces of batch_rows."""
     if request.ids_only:
-        batch = batch.select(list(request.wanted))
+        batch = batch.select(list(request.wanted(batch.schema.names)))
     for start in range(max(0, request.start - first), batch.num_rows, request.batch_rows):
         piece = batch.slice(start, request.batch_rows)
         # Offsets of a damaged file can point outside its buffers, and text may not be UTF-8: nothing below looks again.
         piece.validate(full=True)
-        yield request.raw(pa.Table.from_batches([piece]), first + start)
+        yield request.raw(_without_views(pa.Table.from_batches([piece])), first + start)
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """The same with strings where there are views of strings: the same texts, in a form that all that follows reads."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            strings = plain(table.column(place))
+            table = table.set_column(place, field.with_type(strings.type), strings)
+    return table
+
+
+def read_metadata(path: Path) -> dict[bytes, bytes]:
+    """What the schema of a Parquet or Arrow file says beside its columns; of any other file, nothing.
+
+    Raises OSError and ArrowException for one that cannot be read.
+    """
+    if base_suffix(path) == ".parquet":
+        return pq.read_schema(path).metadata or {}
+    if base_suffix(path) in (".arrow", ".feather", ".ipc"):
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            with pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source) as reader:
+                return reader.schema.metadata or {}
+    return {}

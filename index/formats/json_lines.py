@@ -1,9 +1,6 @@
-"""Reader of JSON Lines, plain or compressed: parsed line by line, so that every message can name its line."""
+"""Reader of JSON Lines: parsed line by line, so that every message can name its line."""
 
-import gzip
-import io
 import itertools
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,115 +9,39 @@ from typing import Any, Final
 import numpy as np
 import orjson
 import pyarrow as pa
-import zstandard
 
 from index.errors import SourceError
-from index.rows import Columns, RawBatch, RowDefect, place
+from index.formats.lines import MAX_LINE_BYTES, lines_of
+from index.formats.request import ReadRequest
+from index.rows import Columns, RawBatch, RowDefect, TextColumns, place
 
 __all__ = ["read_json_lines"]
-
-MAX_LINE_BYTES: Final = 64 * 2**20
-"""The longest line read; also about how many bytes of lines one batch takes, however many rows it was asked for."""
-
-_ZSTD_INPUT: Final = 4096
-# One call returns everything its input expands to, which is at most 128 KiB for every 4 bytes: 128 MiB.
 
 _NUMBERS: Final = frozenset({float, int, type(None)})
 
 
-def read_json_lines(path: Path, columns: Columns, *, start: int, batch_rows: int, ids_only: bool) -> Iterator[RawBatch]:
+def read_json_lines(request: ReadRequest) -> Iterator[RawBatch]:
     """Batches of a file of JSON objects, one a line; blank lines are skipped, a byte order mark too.
 
-    Keys other than the three columns become payload, in the order first seen in the batch, null where a row lacks
-    them; integers and floats of one key become floats. A line that is not an object, or lacks a column, or whose id or
-    vectors have the wrong type, is a rejected record of the batch.
+    Keys other than the columns of vectors and ids become payload, in the order first seen in the batch, null where a
+    row lacks them; integers and floats of one key become floats. A line that is not an object, or lacks a column, or
+    whose id, title, text or vectors have the wrong type, is a rejected record of the batch.
 
     Raises SourceError naming the line where the file or its compression is cut short or broken, where a line is longer
     than MAX_LINE_BYTES, or where values of one payload key have types that no column holds together.
     """
-    records = itertools.islice(_lines(path), start, None)
-    ordinal = start
+    records = itertools.islice(lines_of(request.path), request.start, None)
+    ordinal = request.start
     for first in records:
-        batch = _Batch(path, columns, ids_only, ordinal)
+        batch = _Batch(request.path, request.columns, request.ids_only, ordinal)
         size = 0
         for number, line in itertools.chain([first], records):
             batch.add(number, line)
             size += len(line)
-            if len(batch) == batch_rows or size > MAX_LINE_BYTES:
+            if len(batch) == request.batch_rows or size > MAX_LINE_BYTES:
                 break
         ordinal += len(batch)
         yield batch.finish()
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their 1-based numbers."""
-    number = 0
-    try:
-        with _open(path) as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise SourceError(f"{place(path, number)}: it is longer than {MAX_LINE_BYTES} bytes")
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise SourceError(f"{place(path, number + 1)}: the file cannot be read on: {error}") from error
-
-
-def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    suffix = path.suffix.lower()
-    if suffix in (".gz", ".zst") and path.stat().st_size == 0:
-        raise EOFError("it is empty, where even an empty compressed file has a header")
-    if suffix == ".gz":
-        return gzip.open(path, "rb")
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstdFile(path), buffer_size=2**17)
-    return path.open("rb")
-
-
-class _ZstdFile(io.RawIOBase):
-    """The frames of a zstd file, one after another.
-
-    zstandard's own stream readers take the end of the file for the end of a frame, and so read a truncated file without
-    a word.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = path.open("rb")
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._pending = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            if not self._fill():
-                return 0
-        size = min(len(buffer), len(self._pending))
-        buffer[:size] = self._pending[:size]
-        self._pending = self._pending[size:]
-        return size
-
-    def _fill(self) -> bool:
-        compressed = self._file.read(_ZSTD_INPUT)
-        if not compressed:
-            if self._frame is not None:
-                raise EOFError("the compressed file ends in the middle of a frame")
-            return False
-        pieces = []
-        while compressed:
-            frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            pieces.append(frame.decompress(compressed))
-            self._frame, compressed = (None, frame.unused_data) if frame.eof else (frame, b"")
-        self._pending = memoryview(b"".join(pieces))
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 class _BadRecordError(Exception):
@@ -130,13 +51,14 @@ class _BadRecordError(Exception):
 @dataclass(slots=True)
 class _Batch:
     path: Path
-    columns: Columns
+    columns: Columns | TextColumns
     ids_only: bool
     start: int
+    id_name: str | None = None
     rows: list[int] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)
     ids: list[str | None] = field(default_factory=list)
-    vectors: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))
+    vectors: dict[str, list[Any]] = field(default_factory=dict)
     others: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[RowDefect] = field(default_factory=list)
 
@@ -144,28 +66,42 @@ class _Batch:
         return len(self.rows) + len(self.rejected)
 
     def add(self, number: int, line: bytes) -> None:
+        names: list[str] | None = None
         try:
             record = _parse(line)
-            identifier = _id(self.columns.id, _take(record, self.columns.id))
+            if not self.start + len(self):
+                names = list(record)
+            id_name = self.columns.id_among(record)
+            identifier = _id(id_name, _take(record, id_name))
             if not self.ids_only:
-                mean = _vector(self.columns.mean, _take(record, self.columns.mean))
-                variance = _vector(self.columns.variance, _take(record, self.columns.variance))
-                self.vectors[0].append(mean)
-                self.vectors[1].append(variance)
-                self.others.append(record)
+                self._add_rest(record)
+            self.id_name = self.id_name or id_name
         except _BadRecordError as bad:
-            self.rejected.append(RowDefect(number, *bad.args))
+            column, value, reason = bad.args
+            lacking = names if names is not None and column is not None and column not in names else None
+            self.rejected.append(RowDefect(number, column, value, reason, lacking, columns=self.columns))
             return
         self.ordinals.append(self.start + len(self))
         self.rows.append(number)
         self.ids.append(identifier)
 
+    def _add_rest(self, record: dict[str, Any]) -> None:
+        """Keeps what a record has beside its id."""
+        # All of them first: a record is kept whole or not at all.
+        vectors = [_vector(name, _take(record, name)) for name in self.columns.vectors]
+        if isinstance(self.columns, TextColumns):
+            _require_text(self.columns.text, record)
+            if self.columns.title in record:
+                _require_text(self.columns.title, record)
+        for name, vector in zip(self.columns.vectors, vectors, strict=True):
+            self.vectors.setdefault(name, []).append(vector)
+        self.others.append(record)
+
     def finish(self) -> RawBatch:
-        table = {self.columns.id: pa.array(self.ids, pa.string())}
+        table = {self.id_name or self.columns.id_among(()): pa.array(self.ids, pa.string())}
         if not self.ids_only:
-            kind = pa.list_(pa.float64())
-            table[self.columns.mean] = pa.array(self.vectors[0], kind)
-            table[self.columns.variance] = pa.array(self.vectors[1], kind)
+            for name in self.columns.vectors:
+                table[name] = pa.array(self.vectors.get(name, []), pa.list_(pa.float64()))
             for name in dict.fromkeys(itertools.chain.from_iterable(self.others)):
                 table[name] = self._payload(name)
         rows, ordinals = (np.array(numbers, dtype=np.int64) for numbers in (self.rows, self.ordinals))
@@ -208,6 +144,13 @@ def _take(record: dict[str, Any], name: str) -> Any:
         return record.pop(name)
     except KeyError:
         raise _BadRecordError(name, None, "it is missing") from None
+
+
+def _require_text(name: str, record: dict[str, Any]) -> None:
+    if name not in record:
+        raise _BadRecordError(name, None, "it is missing")
+    if not isinstance(record[name], str | None):
+        raise _BadRecordError(name, record[name], "it must be a string")
 
 
 def _id(name: str, value: Any) -> str | None:

@@ -25,13 +25,13 @@ def read_pickle(request: ReadRequest) -> Iterator[RawBatch]:
     loaded = load_arrays(request.path)
     if not isinstance(loaded, tuple | list) or len(loaded) != 3:
         raise SourceError(f"{request.path}: it must be a tuple of three: means, variances and ids")
-    names = (request.columns.mean, request.columns.variance, request.columns.id)
+    names = (*request.columns.vectors, request.columns.id_among(()))
     means = _pickled_vectors(request.path, names[0], loaded[0])
     variances = _pickled_vectors(request.path, names[1], loaded[1])
     ids = _pickled_ids(request.path, names[2], loaded[2])
     if not len(means) == len(variances) == len(ids):
         raise SourceError(f"{request.path}: {len(means)} means, {len(variances)} variances and {len(ids)} ids")
-    table = pa.table(dict(zip(names, (means, variances, ids), strict=True))).select(list(request.wanted))
+    table = pa.table(dict(zip(names, (means, variances, ids), strict=True))).select(list(request.wanted(names)))
     for first in range(request.start, table.num_rows, request.batch_rows):
         yield request.raw(table.slice(first, request.batch_rows), first)
 

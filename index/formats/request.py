@@ -1,5 +1,6 @@
 """What every reader is asked, and how it answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from index.errors import SourceError
-from index.rows import Columns, RawBatch
+from index.rows import Columns, RawBatch, TextColumns, no_column
 
 __all__ = ["ReadRequest"]
 
@@ -17,24 +18,20 @@ class ReadRequest:
     """What is asked of a reader: a file, its columns, the record to start at, and how many rows make a batch."""
 
     path: Path
-    columns: Columns
+    columns: Columns | TextColumns
     start: int
     batch_rows: int
     ids_only: bool
 
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The columns that must be there."""
-        return (self.columns.id,) if self.ids_only else (self.columns.id, self.columns.mean, self.columns.variance)
+    def wanted(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The columns that must be there, of a file with columns of these names."""
+        return (self.columns.id_among(names),) if self.ids_only else self.columns.needed(names)
 
     def require(self, names: list[str]) -> None:
-        """Raises SourceError unless the three columns are there, once each, and no other name is there twice."""
-        for name in self.wanted:
+        """Raises SourceError unless these columns are there, once each, and no other name is there twice."""
+        for name in self.wanted(names):
             if name not in names:
-                raise SourceError(
-                    f"{self.path}: there is no column {name!r}; it has {', '.join(map(repr, names)) or 'none'}. "
-                    "Say which columns hold id, mean and variance"
-                )
+                raise SourceError(f"{self.path}: {no_column(name, names, self.columns)}")
         for name in names:
             if names.count(name) > 1:
                 raise SourceError(f"{self.path}: there are {names.count(name)} columns named {name!r}")

@@ -15,7 +15,10 @@ import numpy as np
 
 from index.errors import SourceError
 
-__all__ = ["load_arrays"]
+__all__ = ["UnpicklingError", "load_arrays"]
+
+UnpicklingError = pickle.UnpicklingError
+"""What torch.load raises for what it refuses: pickle itself is imported here and nowhere else."""
 
 _SIMPLE_KINDS: Final = "biufUS"
 

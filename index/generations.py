@@ -1,0 +1,149 @@
+"""The generations that lie in an index directory, and the removal of what none of them needs any more.
+
+Only whoever holds the writer lock removes anything. What is not called like something of ours is left alone.
+"""
+
+import datetime
+import functools
+import re
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from index.errors import CorruptIndexError, UnsupportedFormatError
+from index.holding import held
+from index.manifest import FORMAT_VERSION, Manifest
+from index.retention import Retention
+from index.untrusted import IndexFile, require_few_fields
+
+if TYPE_CHECKING:
+    from index.storage import IndexDirectory
+
+__all__ = ["MANIFESTS", "MANIFEST_BYTES", "RECORDS", "parse_manifest", "remove_unpublished", "tidy"]
+
+MANIFESTS, RECORDS = "[0-9]" * 8 + ".json", "[0-9]" * 8 + ".blake3"
+"""What the two files of a generation are called, in manifests/."""
+MANIFEST_BYTES = 1 << 24
+"""More than a manifest that lists fifty thousand segments."""
+REMEMBERED = 1024
+"""Generations of which it is remembered what they need."""
+_SEGMENT = re.compile(r"[0-9a-f]{12}-[0-9]{8}-[0-9]{5}")
+# Also one that a killed build had not finished.
+_CODEBOOK = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.safetensors(\.tmp)?")
+_STRUCTURE = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}\.(faiss|safetensors)(\.tmp)?")
+_DELETES = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}-[0-9]{8}\.npy(\.tmp)?")
+_UNFINISHED = re.compile(r"\.[0-9]{8}(\.json|\.blake3)?\.tmp")
+
+
+def remove_unpublished(directory: "IndexDirectory") -> None:
+    """Removes the manifests after the live one: those of writers that were killed before they could replace
+    CURRENT."""
+    live = directory.live_generation()
+    for path in directory.manifests.glob(MANIFESTS):
+        if live is not None and int(path.stem) > live:
+            _forget(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """Of a manifest, what decides whether it is kept (index.retention), and the names of what it is made of."""
+
+    created: datetime.datetime
+    state: object
+    segments: frozenset[str]
+    codebooks: frozenset[str]
+    structures: frozenset[str]
+    deletes: frozenset[str]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "_Generation":
+        return cls(
+            created=manifest.created,
+            state=manifest.state,
+            segments=frozenset(entry.id for entry in manifest.segments),
+            codebooks=frozenset([manifest.codes.codebook] if manifest.codes is not None else []),
+            structures=frozenset([manifest.structure.name] if manifest.structure is not None else []),
+            deletes=frozenset(entry.deletes.name for entry in manifest.segments if entry.deletes is not None),
+        )
+
+
+def tidy(directory: "IndexDirectory", retention: Retention | None) -> None:
+    """Removes all generations but those that are kept, which without `retention` are all that have been live, and
+    what none of these names."""
+    remove_unpublished(directory)
+    manifests = {int(path.stem): path for path in directory.manifests.glob(MANIFESTS)}
+    readable = {number: _readable(path) for number, path in manifests.items()}
+    kept = set(manifests)
+    if retention is not None:
+        kept = retention.kept(readable, directory.pinned() | held(directory.pins))
+    for number, path in manifests.items():
+        if number not in kept:
+            _forget(path)
+    for path in directory.manifests.glob(RECORDS):
+        # Of the two names that were removed a power cut can leave either.
+        if not path.with_suffix(".json").exists():
+            path.unlink()
+    for folder in (directory.manifests, directory.pins):
+        # What killed writers left beside what they were writing.
+        _remove_others(folder, _UNFINISHED, frozenset())
+    generations = [generation for number, generation in readable.items() if number in kept and generation]
+    if len(generations) < len(kept & manifests.keys()):
+        # What an unreadable one needs is not known, and another release may be able to read it.
+        return
+    _remove_others(directory.codebooks, _CODEBOOK, frozenset().union(*(each.codebooks for each in generations)))
+    _remove_others(directory.structures, _STRUCTURE, frozenset().union(*(each.structures for each in generations)))
+    _remove_others(directory.deletes, _DELETES, frozenset().union(*(each.deletes for each in generations)))
+    needed = frozenset[str]().union(*(each.segments for each in generations))
+    for folder in directory.segments.glob("*"):
+        # What is not called like a segment is not ours; what cannot be removed now is tried again next time.
+        if folder.name not in needed and _SEGMENT.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def parse_manifest(path: Path, data: bytes) -> Manifest:
+    """What a manifest says; raises UnsupportedFormatError for another release's, and CorruptIndexError naming the file
+    and the field that is wrong."""
+    require_few_fields(path, data)
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        if field == "format_version":
+            raise UnsupportedFormatError(
+                f"{path} has format version {repr(first['input'])[:40]}; this release reads version {FORMAT_VERSION}: "
+                "upgrade gaussearch, or build the index again"
+            ) from error
+        raise CorruptIndexError(f"{path}: {field}: {first['msg']}") from error
+
+
+def _forget(manifest: Path) -> None:
+    """Removes a generation from those that are kept. First what says that it is one."""
+    manifest.with_suffix(".blake3").unlink(missing_ok=True)
+    manifest.unlink()
+
+
+def _remove_others(folder: Path, ours: re.Pattern[str], needed: Collection[str]) -> None:
+    """Removes the files of a folder that are called like ours and are not needed."""
+    for file in folder.iterdir() if folder.exists() else ():
+        if file.name not in needed and ours.fullmatch(file.name):
+            file.unlink()
+
+
+def _readable(path: Path) -> _Generation | None:
+    """What is in a manifest's file; None where it is damaged or another release's."""
+    try:
+        status = path.stat()
+        return _read(path, status.st_ino, status.st_mtime_ns, status.st_size)
+    except (CorruptIndexError, UnsupportedFormatError, FileNotFoundError):
+        return None
+
+
+@functools.lru_cache(REMEMBERED)
+def _read(path: Path, *_: int) -> _Generation:
+    """What is in a file that has not been read before: each publication asks for all, and no manifest changes."""
+    return _Generation.of(parse_manifest(path, IndexFile(path, folders=1).contents(MANIFEST_BYTES)))
