@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -10,9 +11,10 @@ from starlette.responses import Response
 
 from index import Gaussians, Ranking, Searcher
 from service.batching import Found
+from service.problems import DeadlineExceededError
 from service.schemas import SearchOptions
 
-__all__ = ["answer", "json_response", "results_of"]
+__all__ = ["answer", "evidence_of", "json_response", "results_of"]
 
 Results = list[dict[str, Any]]
 
@@ -20,11 +22,36 @@ BESIDE_LOOP = 200
 """From this many results on, they are put together in another thread, so that others are served meanwhile."""
 
 
-async def results_of(found: Found, queries: Gaussians, options: SearchOptions, leave_out: str | None) -> list[Results]:
-    """The results of each query, without the document `leave_out`."""
+async def results_of(
+    found: Found, queries: Gaussians, options: SearchOptions, leave_out: str | None, deadline: float
+) -> list[Results]:
+    """The results of each query, without the document `leave_out`.
+
+    Raises DeadlineExceededError where they are many, and not put together by `deadline`, a time.monotonic().
+    """
     if sum(len(ranking.ids) for ranking in found.rankings) < BESIDE_LOOP:
-        return _all_results(found, queries, options, leave_out)
-    return await asyncio.to_thread(_all_results, found, queries, options, leave_out)
+        return list(_all_results(found, queries, options, leave_out))
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await asyncio.to_thread(_in_time, _all_results(found, queries, options, leave_out), deadline)
+    except TimeoutError as error:
+        raise DeadlineExceededError("the deadline passed before the results were put together") from error
+
+
+def _in_time(results: Iterator[Results], deadline: float) -> list[Results]:
+    made = []
+    for its in results:
+        made.append(its)
+        if time.monotonic() >= deadline:
+            # Nobody waits for the others, and this thread is one of a few.
+            raise TimeoutError
+    return made
+
+
+def evidence_of(found: Found) -> list[dict[str, Any]]:
+    """What the results of each query rest on; empty where a searcher does not say."""
+    evidence = [ranking.evidence for ranking in found.rankings]
+    return [{**its._asdict(), "proven": its.proof is not None} for its in evidence if its is not None]
 
 
 def answer(started: float, searcher: Searcher, content: dict[str, Any]) -> Response:
@@ -34,14 +61,13 @@ def answer(started: float, searcher: Searcher, content: dict[str, Any]) -> Respo
     return json_response(content)
 
 
-def json_response(content: Any) -> Response:
+def json_response(content: Any, status: int = 200) -> Response:
     """JSON of anything that payload columns may hold."""
     encoded = orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    return Response(encoded, media_type="application/json")
+    return Response(encoded, status, media_type="application/json")
 
 
-def _all_results(found: Found, queries: Gaussians, options: SearchOptions, leave_out: str | None) -> list[Results]:
-    results = []
+def _all_results(found: Found, queries: Gaussians, options: SearchOptions, leave_out: str | None) -> Iterator[Results]:
     for row, ranking in enumerate(found.rankings):
         kept = ranking.without(leave_out).top(options.top_k)
         if options.min_score is not None:
@@ -51,8 +77,7 @@ def _all_results(found: Found, queries: Gaussians, options: SearchOptions, leave
             explanations = found.searcher.explain(queries[row : row + 1], kept.documents)
             for result, explanation in zip(shown, explanations, strict=True):
                 result["explanation"] = explanation
-        results.append(shown)
-    return results
+        yield shown
 
 
 def _results(found: Found, ranking: Ranking, options: SearchOptions) -> Results:

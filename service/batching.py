@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from index import Effort, GaussearchError, Gaussians, Ranking, Searcher
+from index.selection import DocumentFilter
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
 
@@ -38,6 +39,10 @@ GATHERING_SHARE = 0.5
 LONGEST_GATHERING = 0.05
 """And in seconds: time enough for a few hundred queries to arrive."""
 
+LOOKING_SHARE = 0.1
+"""How much of its time a full queue may spend on looking for those who have given up: to turn a client away must stay
+cheaper than to search for it, however long the queue."""
+
 FETCHED_TOGETHER = 200
 """Results of a request up to which the search thread fetches their payload with that of others; more would keep the
 next batch waiting."""
@@ -48,11 +53,13 @@ class Found:
     """The rankings of one request's queries, and the searcher whose documents they number.
 
     `payloads` holds the payload of those documents by their numbers; None where it was not asked for, or they are many.
+    `matched` is how many documents its filter let through, if it has one.
     """
 
     searcher: Searcher
     rankings: list[Ranking]
     payloads: dict[int, dict[str, Any]] | None
+    matched: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +69,7 @@ class _Job:
     candidates: int | None
     nprobe: int | None
     exact: bool
+    filter: DocumentFilter | None
     with_payload: bool
     deadline: float
     loop: asyncio.AbstractEventLoop
@@ -91,7 +99,9 @@ class Batcher:
         self._max_rows = max_rows
         self._queue_rows = queue_rows
         self._jobs: deque[_Job] = deque()
+        self._batch: list[_Job] = []
         self._waiting = 0
+        self._look_again_at = 0.0
         self._closing = False
         self._changed = threading.Condition()
         self._submitted = 0
@@ -116,13 +126,18 @@ class Batcher:
         """Whether new work is taken."""
         return self.alive and not self._closing
 
-    def close(self) -> None:
-        """Takes no more work, finishes what is queued and ends the thread; blocks until then."""
+    def close(self, patience: float | None = None) -> None:
+        """Takes no more work, finishes what is queued and ends the thread; blocks until then, or so many seconds.
+
+        A search that has hung must not keep the process; its thread ends with that.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(patience)
+        if self._thread.is_alive():
+            logger.error("a search has not come to its end within %g seconds; it is left behind", patience)
 
     def submit(
         self,
@@ -133,6 +148,7 @@ class Batcher:
         *,
         nprobe: int | None = None,
         exact: bool = False,
+        filter: DocumentFilter | None = None,  # noqa: A002 (as a request calls it)
         with_payload: bool = False,
     ) -> "asyncio.Future[Found]":
         """Queues queries (b, k) and returns the future of their results; cancel it to drop them.
@@ -141,7 +157,9 @@ class Batcher:
         it is empty, and NotReadyError once the batcher is closing or its thread has died. Call from an event loop.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(queries, top_k, candidates, nprobe, exact, with_payload, deadline, loop, loop.create_future())
+        job = _Job(
+            queries, top_k, candidates, nprobe, exact, filter, with_payload, deadline, loop, loop.create_future()
+        )
         with self._changed:
             if not self.accepting:
                 raise NotReadyError("the service is shutting down or its search thread has died")
@@ -180,10 +198,15 @@ class Batcher:
 
     def _drop_abandoned(self) -> None:
         """Frees the places of those who have given up before the search thread comes to them."""
+        started = time.monotonic()
+        if started < self._look_again_at:
+            return
         kept = [job for job in self._jobs if not self._is_dropped(job)]
         self._jobs.clear()
         self._jobs.extend(kept)
         self._set_waiting(sum(job.rows for job in kept))
+        now = time.monotonic()
+        self._look_again_at = now + (now - started) / LOOKING_SHARE
 
     def _retry_after(self) -> int:
         """Whole seconds until half of the queue should be done."""
@@ -194,6 +217,19 @@ class Batcher:
         self._metrics.queue_rows.set(rows)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            # Nothing is left where it was told to end. Where it dies, nobody would come to what is.
+            with self._changed:
+                self._closing = True
+                left = [*self._batch, *self._jobs]
+                self._jobs.clear()
+                self._set_waiting(0)
+            for job in left:
+                _fail(job, NotReadyError("the search thread has died"))
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 self._searching = self._released = False
@@ -202,11 +238,11 @@ class Batcher:
                 while not self._released and not self._closing:
                     self._changed.wait()
                 self._searching = True
-                batch = self._take()
-            if batch:
-                self._search(batch)
+                self._batch = self._take()
+            if self._batch:
+                self._search(self._batch)
                 # Their results hold the searcher: while nothing comes, a replaced index must not wait with them.
-                batch.clear()
+                self._batch.clear()
             elif self._closing:
                 return
 
@@ -253,12 +289,12 @@ class Batcher:
             if len(batch) == 1:
                 _fail(batch[0], error)
                 return
-            # One of these requests is at fault; alone, each fails or succeeds for itself.
-            for job in batch:
-                if job.abandoned:
-                    _fail(job, DeadlineExceededError("the deadline passed before the search was done"))
-                else:
-                    self._search([job])
+            # One of these requests is at fault, and is to fail alone. By halves it takes few searches to find it: one
+            # search for each request would let whoever sends bad ones have everybody searched for one by one.
+            middle = len(batch) // 2
+            for half in (batch[:middle], batch[middle:]):
+                if wanted := [job for job in half if not self._is_given_up(job)]:
+                    self._search(wanted)
         except Exception as error:
             # Whatever one batch raises, the thread must live on for the others.
             logger.exception("a batch of %d requests failed", len(batch))
@@ -269,19 +305,27 @@ class Batcher:
             seconds = self._search_seconds / sum(job.rows for job in batch)
             self._seconds_per_row += 0.1 * (seconds - self._seconds_per_row)
 
+    def _is_given_up(self, job: _Job) -> bool:
+        """Whether nobody waits for a job of a batch any more; if so, it is answered."""
+        given_up = job.abandoned
+        if given_up:
+            _fail(job, DeadlineExceededError("the deadline passed before the search was done"))
+        return given_up
+
     def _search_together(self, batch: list[_Job]) -> None:
         searcher = self._searcher()
         for job in batch:
             # An index of another k may have been taken up since the request was checked.
             job.queries.require_dimensions(searcher.manifest.k)
         # Where results depend on what a search looks at, nobody's may depend on what others ask for.
-        alike: dict[tuple[bool, Effort | None], list[_Job]] = {}
+        alike: dict[tuple[bool, Effort | None, str], list[_Job]] = {}
         for job in batch:
             effort = searcher.effort_for(job.top_k, job.candidates, job.nprobe)
             exact = job.exact and effort is not None
-            alike.setdefault((exact, None if exact else effort), []).append(job)
+            key = job.filter.key if job.filter is not None else ""
+            alike.setdefault((exact, None if exact else effort, key), []).append(job)
         # Those last that read every document: nobody else waits for them.
-        for (exact, effort), jobs in sorted(alike.items(), key=lambda group: group[0][0]):
+        for (exact, effort, _), jobs in sorted(alike.items(), key=lambda group: group[0][0]):
             self._search_alike(searcher, jobs, exact, effort)
 
     def _search_alike(self, searcher: Searcher, jobs: list[_Job], exact: bool, effort: Effort | None) -> None:
@@ -297,6 +341,7 @@ class Batcher:
             candidates=candidates,
             nprobe=nprobe,
             exact=exact,
+            filter=jobs[0].filter,
             stop=lambda: all(job.abandoned for job in jobs),
         )
         self._metrics.batch(len(queries), searcher.manifest.documents, time.perf_counter() - started)
@@ -319,7 +364,12 @@ def _shared_out(searcher: Searcher, batch: list[_Job], rankings: list[Ranking]) 
     if shown:
         documents = np.unique(np.concatenate(shown))
         payloads = dict(zip(documents.tolist(), searcher.payloads(documents), strict=True))
-    return [Found(searcher, its, payloads if job.payload_is_due else None) for job, its in zip(batch, own, strict=True)]
+    # They have one filter, and it has just been searched with.
+    matched = searcher.matching(batch[0].filter) if batch[0].filter is not None else None
+    return [
+        Found(searcher, its, payloads if job.payload_is_due else None, matched)
+        for job, its in zip(batch, own, strict=True)
+    ]
 
 
 def _resolve(results: list[tuple[_Job, Found]]) -> None:

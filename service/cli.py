@@ -1,34 +1,51 @@
-"""The command `gaussearch`: build, inspect, verify and search an index, and serve it over HTTP."""
+"""The command `gaussearch`: build, inspect, verify, search and evaluate an index, and serve it over HTTP."""
 
-import contextlib
 import importlib.metadata
-import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from index import (
     BuildOptions,
     BuildSummary,
     Columns,
-    GaussearchError,
     IndexDirectory,
     Manifest,
     VarianceAs,
     build_index,
 )
+from index.drift import rebuild_reason
 from index.manifest import IndexKind
+from index.spread import spread_of
+from service import encode_command, evaluate_command, write_commands
+from service.commands import IndexOption, errors, print_table
+from service.descriptors import allow_descriptors
 from service.options import with_options
 from service.progress import progress_for
-from service.runs import Asked, LocalRunner, PlainConsole, RemoteRunner, RunFormat, Runner, RunWriter, read_queries
-from service.server import run_server
+from service.runs import Asked, RunFormat, RunWriter, in_words, read_queries, search_batch
+from service.search_options import (
+    ApiKeyOption,
+    CandidatesOption,
+    CaOption,
+    DeviceOption,
+    ExactOption,
+    IdColumnOption,
+    MeanColumnOption,
+    ModelOption,
+    NprobeOption,
+    SearchedIndexOption,
+    TextColumnOption,
+    UrlOption,
+    VarianceAsOption,
+    VarianceColumnOption,
+    query_texts,
+    runner_for,
+)
 from service.settings import ENV_PREFIX, ServiceSettings
+from service.spread_plot import require_drawable, write_plot
 
 __all__ = ["app", "main"]
 
@@ -40,10 +57,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-IndexOption = Annotated[
-    Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,7 +81,8 @@ def build(
         list[str],
         typer.Argument(
             metavar="SOURCES",
-            help="Files, folders or globs: Parquet, Arrow, NPZ, safetensors, JSON Lines (.gz, .zst), pickle.",
+            help="Files, folders or globs: Parquet, Arrow, NPZ, safetensors, JSON Lines (.gz, .zst), pickle; of texts, "
+            "with --model: Parquet, Arrow, JSON Lines, TSV.",
             show_default=False,
         ),
     ],
@@ -79,94 +93,114 @@ def build(
 
     Interrupted at any moment, the live index is untouched, and the same command goes on where it stopped.
     """
-    console = Console(stderr=True)
-    with _errors(), progress_for(console) as progress:
-        summary = build_index(sources, IndexDirectory(index), options, progress)
-    _print_summary(summary)
+    with errors():
+        with progress_for(Console(stderr=True)) as progress:
+            summary = build_index(sources, IndexDirectory(index), options, progress)
+        _print_summary(summary)
 
 
 @app.command()
-def inspect(index: IndexOption) -> None:
+def inspect(
+    index: IndexOption,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="File (.svg or .png) to draw how variances, means and certainty are distributed, by a sample.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Show what an index holds: documents, dimensions, encoding, segments, sizes, where it came from."""
-    with _errors():
-        manifest = IndexDirectory(index).manifest()
+    with errors():
+        if plot is not None:
+            require_drawable(plot)
+        _print_inspected(index, IndexDirectory(index).manifest())
+        if plot is not None:
+            write_plot(plot, spread_of(IndexDirectory(index)), index.resolve().name)
+
+
+def _print_inspected(index: Path, manifest: Manifest) -> None:
     size = sum(segment.bytes for segment in manifest.segments)
     rows: dict[str, object] = {
         "generation": manifest.generation,
         "created": f"{manifest.created_at} by {manifest.created_by}",
         "documents": f"{manifest.documents:,}",
         "dimensions (k)": manifest.k,
+        **({} if manifest.model is None else {"model": f"{manifest.model.name} ({manifest.model.encoder})"}),
         "kind": manifest.kind,
         **_vector_rows(manifest),
-        "size": f"{size:,} bytes ({size / manifest.documents:,.0f} per document)",
+        "size": f"{size:,} bytes ({size / max(1, manifest.documents):,.0f} per document)",
         "segments": len(manifest.segments),
         **_recall_rows(manifest),
         "sources": ", ".join(manifest.source.files),
         "rejected rows": manifest.source.rejected,
+        **_change_rows(manifest),
     }
-    _print_table(str(index), rows)
+    print_table(str(index), rows)
 
 
 @app.command()
-def verify(index: IndexOption) -> None:
+def verify(
+    index: IndexOption,
+    generation: Annotated[
+        int | None, typer.Option("--generation", help="Which one; the live one if not set.", show_default=False)
+    ] = None,
+) -> None:
     """Check every checksum of an index; exits with 1 and names the file if one does not match."""
-    with _errors():
-        manifest = IndexDirectory(index).verify()
-    print(f"{index}: generation {manifest.generation} is intact: {manifest.documents:,} documents")
+    with errors():
+        directory = IndexDirectory(index)
+        manifest = directory.verify(generation)
+        print(f"{index}: generation {manifest.generation} is intact: {manifest.documents:,} documents")
 
 
 @app.command()
 def search(
     queries: Annotated[
-        Path,
-        typer.Option("--queries", help="Query Gaussians, in any format that corpora may have.", show_default=False),
-    ],
-    index: Annotated[
-        Path | None, typer.Option("--index", help="Directory of the index to search.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--queries",
+            help="Query Gaussians, in any format that corpora may have; with --model, texts.",
+            show_default=False,
+        ),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option("--url", help="A running service to search instead.", show_default=False)
-    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="One query, in words.", show_default=False)] = None,
+    index: SearchedIndexOption = None,
+    url: UrlOption = None,
+    model: ModelOption = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Documents per query.")] = 10,
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            "--candidates",
-            min=1,
-            help="Documents scored exactly per query; as the index was measured if not set.",
-            show_default=False,
-        ),
-    ] = None,
-    nprobe: Annotated[
-        int | None,
-        typer.Option(
-            "--nprobe",
-            min=1,
-            help="Lists that a query looks into, where there are any; as the index was measured if not set.",
-            show_default=False,
-        ),
-    ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Scan every document, whatever the kind of index.")] = False,
+    candidates: CandidatesOption = None,
+    nprobe: NprobeOption = None,
+    exact: ExactOption = False,
     form: Annotated[
         RunFormat, typer.Option("--format", help="table for people, jsonl for programs, trec for trec_eval.")
     ] = RunFormat.TABLE,
-    device: Annotated[str, typer.Option("--device", help="Where to search: auto, cpu, cuda or cuda:N.")] = "auto",
-    api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar=f"{ENV_PREFIX}API_KEY", help="Key for --url.", show_default=False)
-    ] = None,
-    id_column: Annotated[str, typer.Option("--id-column", help="Column of the query ids.")] = "id",
-    mean_column: Annotated[str, typer.Option("--mean-column", help="Column of the means.")] = "mean",
-    variance_column: Annotated[str, typer.Option("--variance-column", help="Column of the variances.")] = "variance",
-    variance_as: Annotated[VarianceAs, typer.Option("--variance-as", help="What it holds.")] = VarianceAs.VARIANCE,
+    device: DeviceOption = "auto",
+    api_key: ApiKeyOption = None,
+    ca: CaOption = None,
+    id_column: IdColumnOption = "id",
+    text_column: TextColumnOption = "text",
+    mean_column: MeanColumnOption = "mean",
+    variance_column: VarianceColumnOption = "variance",
+    variance_as: VarianceAsOption = VarianceAs.VARIANCE,
 ) -> None:
-    """Search with every Gaussian of a file, in a directory (--index) or through a service (--url)."""
+    """Search with every Gaussian or text of a file, or with words, in a directory (--index) or through a service."""
     if (index is None) == (url is None):
         raise typer.BadParameter("give either --index or --url")
-    with _errors():
-        runner: Runner = RemoteRunner(url, api_key) if url else LocalRunner(Path(str(index)), device)
+    if (queries is None) == (text is None):
+        raise typer.BadParameter("give either --queries or --text")
+    if text is not None and not text.strip():
+        raise typer.BadParameter("--text is empty")
+    with errors():
+        runner = runner_for(index, url, device, api_key, ca)
         writer = RunWriter(form, sys.stdout)
-        for batch in read_queries(queries, Columns(id_column, mean_column, variance_column), variance_as):
-            found = runner.search(batch.gaussians, Asked(top_k, candidates, nprobe, exact))
+        source = query_texts(model, device, id_column, text_column)
+        if text is not None:
+            batches = iter([in_words(runner, text, source)])
+        else:
+            columns = Columns(id_column, mean_column, variance_column)
+            batches = read_queries(Path(str(queries)), columns, variance_as, source)
+        for batch in batches:
+            found = search_batch(runner, batch, Asked(top_k, candidates, nprobe, exact))
             for query_id, text, results in zip(batch.ids, batch.texts, found, strict=True):
                 writer.write(query_id, text, results)
 
@@ -175,44 +209,21 @@ def search(
 @with_options(ServiceSettings, ENV_PREFIX)
 def serve(options: ServiceSettings) -> None:
     """Serve an index over HTTP until SIGTERM or Ctrl-C; /docs describes the interface."""
-    with _errors():
+    from service.server import run_server  # a third of a second that only this command needs
+
+    with errors():
         run_server(options)
+
+
+app.add_typer(encode_command.commands)
+app.add_typer(evaluate_command.commands)
+app.add_typer(write_commands.commands)
 
 
 def main() -> None:
     """Entry point of the command."""
+    allow_descriptors()
     app()
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Turns what goes wrong on purpose into one line and an exit status, and SIGTERM into an orderly end."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-        # What is still buffered must meet a broken pipe here and not when the interpreter ends.
-        sys.stdout.flush()
-    except GaussearchError as error:
-        _stop(f"{error} [{error.code}]", 1)
-    except BrokenPipeError:
-        # The reader of our output has enough (head, less).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(0) from None
-    except OSError as error:
-        _stop(str(error), 1)
-    except KeyboardInterrupt:
-        _stop("interrupted; no index has changed, and a build goes on from here when it is started again", 130)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(message: str, status: int) -> None:
-    print(f"gaussearch: {message}", file=sys.stderr)
-    raise typer.Exit(status)
 
 
 def _vector_rows(manifest: Manifest) -> dict[str, object]:
@@ -256,8 +267,38 @@ def _recall_rows(manifest: Manifest) -> dict[str, object]:
     }
 
 
+def _change_rows(manifest: Manifest) -> dict[str, object]:
+    """What has become of the index since it was built."""
+    rows: dict[str, object] = {}
+    if manifest.changes:
+        rows["changes"] = f"{manifest.changes:,} since the build, {manifest.written:,} documents written"
+    gone = sum(entry.documents for entry in manifest.segments) - manifest.documents
+    if gone:
+        rows["deleted rows"] = f"{gone:,}, which gaussearch compact clears away"
+    if manifest.restores is not None:
+        rows["restores"] = f"generation {manifest.restores}"
+    drift = manifest.drift
+    if drift is not None:
+        what = "proved by the first scan" if manifest.codes is None else f"recall at {drift.at}"
+        rows["newest documents"] = (
+            f"{what}: {drift.recall:.3f}, {drift.low:.3f} to {drift.high:.3f} with 95% confidence"
+        )
+    rows["rebuild"] = rebuild_reason(manifest) or "not due"
+    return rows
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def _print_summary(summary: BuildSummary) -> None:
-    manifest = summary.manifest
+    manifest, replaced = summary.manifest, summary.replaced
+    if replaced is not None:
+        changes = f", and {replaced.changes:,} change{'s' * (replaced.changes > 1)} made to it since it was built"
+        print(
+            f"replaces generation {replaced.generation} of {replaced.documents:,} documents, k = {replaced.k}"
+            f"{changes if replaced.changes else ''}; gaussearch rollback {replaced.generation} goes back to it"
+        )
     rows: dict[str, object] = {
         "index": str(summary.path),
         "generation": manifest.generation,
@@ -266,18 +307,11 @@ def _print_summary(summary: BuildSummary) -> None:
         "kind": manifest.kind,
         **({} if manifest.kind is IndexKind.FLAT and manifest.reason is None else _recall_rows(manifest)),
         **({} if manifest.codes is None else _vector_rows(manifest)),
-        "size": f"{summary.bytes:,} bytes in {len(manifest.segments)} segments",
+        "size": f"{summary.bytes:,} bytes in {_counted(len(manifest.segments), 'segment')}",
         "time": f"{summary.seconds:.1f} s",
     }
     if summary.resumed_documents:
         rows["resumed"] = f"{summary.resumed_documents:,} documents were there from an interrupted build"
     if manifest.source.rejected:
         rows["rejected rows"] = f"{manifest.source.rejected:,}"
-    _print_table("already up to date" if summary.up_to_date else "built and published", rows)
-
-
-def _print_table(title: str, rows: dict[str, object]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    PlainConsole(sys.stdout).print(table)
+    print_table("already up to date" if summary.up_to_date else "built and published", rows)

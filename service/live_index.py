@@ -3,10 +3,14 @@
 import asyncio
 import logging
 import math
+import threading
 import time
+from collections.abc import Callable
 
-from index import GaussearchError, Gaussians, IndexDirectory, LocalSearcher, Searcher
+from index import GaussearchError, IndexDirectory, LocalSearcher, Searcher
 from index.cores import available_cores
+from index.records import ModelRecord
+from index.text.matching import require_model
 from service.metrics import Metrics
 from service.problems import NotReadyError
 from service.settings import ServiceSettings
@@ -19,10 +23,11 @@ RETRY_SECONDS = 30.0
 """How long after a failure the same generation is tried again: what failed may have been memory, not the index."""
 
 
-def load(settings: ServiceSettings) -> Searcher:
-    """Opens the live generation and answers a search with it before anyone else may.
+def load(settings: ServiceSettings, known: Searcher | None = None, model: ModelRecord | None = None) -> Searcher:
+    """Opens the live generation and answers a search with it before anyone else may; `known` is the one before it.
 
-    Raises the errors of LocalSearcher, and GaussearchError where the search does not find what it must.
+    Raises the errors of LocalSearcher, ModelMismatchError where it is not of the `model` that reads words, and
+    GaussearchError where the search does not find what it must.
     """
     threads = settings.threads or max(1, available_cores() // settings.workers)
     searcher = LocalSearcher(
@@ -31,9 +36,15 @@ def load(settings: ServiceSettings) -> Searcher:
         threads=threads,
         verify=settings.verify,
         precision=settings.precision,
+        known=known if isinstance(known, LocalSearcher) else None,
     )
-    first = searcher.document_at(0)
-    (ranking,) = searcher.search(Gaussians(first.gaussian.means, first.gaussian.variances), top_k=1)
+    of_index = searcher.manifest.model
+    require_model(of_index, model, str(settings.index), reads=True, otherwise="serve it without --model")
+    first = searcher.first_document()
+    if first is None:
+        # Everything has been deleted, and may be written again.
+        return searcher
+    (ranking,) = searcher.search(first.gaussian, top_k=1)
     # Codes may miss any document, so that only a score that no document can have shows that something is wrong.
     if (ranking.scores[0] != 0.0) if searcher.manifest.codes is None else not -math.inf < ranking.scores[0] <= 0.0:
         raise GaussearchError(
@@ -45,13 +56,19 @@ def load(settings: ServiceSettings) -> Searcher:
 class LiveIndex:
     """Holds the searcher that requests use. A searcher that has been replaced lives on until its last request ends."""
 
-    def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServiceSettings, metrics: Metrics, model: Callable[[], ModelRecord | None] = lambda: None
+    ) -> None:
+        """`model` is asked for the one that reads words."""
+        self._model = model
         self._settings = settings
         self._metrics = metrics
         self._directory = IndexDirectory(settings.index)
         self._searcher: Searcher | None = None
-        self._token = ""
+        self._token = self._served = ""
         self._retry_at = math.inf
+        # A writer's generation and one that is looked for must not overtake each other.
+        self._turn = threading.Lock()
         self.failures = 0
         self.last_error: str | None = None
 
@@ -66,24 +83,24 @@ class LiveIndex:
             raise NotReadyError("the index is being loaded", headers={"Retry-After": "1"})
         return self._searcher
 
+    def local(self) -> LocalSearcher:
+        """The live searcher, of an index that lies here; raises NotReadyError where that is not so."""
+        searcher = self.searcher()
+        if not isinstance(searcher, LocalSearcher):
+            raise NotReadyError("this index is not written to here")
+        return searcher
+
     async def load_first(self) -> None:
         """Loads the index; raises what `load` raises, since there is nothing to fall back on."""
-        started = time.monotonic()
-        self._token = await asyncio.to_thread(self._directory.current_token)
-        self._take_up(await asyncio.to_thread(load, self._settings), started)
+        await asyncio.to_thread(self.reload)
 
     async def watch(self) -> None:
         """Looks for new generations for ever. One that cannot be served is reported, and the last good one stays."""
         while True:
             await asyncio.sleep(self._settings.reload_seconds)
-            started = time.monotonic()
             try:
-                token = await asyncio.to_thread(self._directory.current_token)
-                if token == self._token and started < self._retry_at:
-                    continue
-                self._token = token
-                self._take_up(await asyncio.to_thread(load, self._settings), started)
-                self._metrics.reloads.inc()
+                if await asyncio.to_thread(self.reload):
+                    self._metrics.reloads.inc()
             except (GaussearchError, OSError, MemoryError) as error:
                 self._refuse(error)
             except Exception as error:
@@ -91,13 +108,43 @@ class LiveIndex:
                 logger.exception("a new generation could not be loaded")
                 self._refuse(error)
 
-    def _take_up(self, searcher: Searcher, started: float) -> None:
-        self._searcher = searcher
-        self._retry_at = math.inf
-        self.last_error = None
+    def reload(self) -> bool:
+        """Takes up the live generation of the directory, unless it is in use; whether it did. Blocks; safe to call from
+        any thread. Raises what `load` raises."""
+        with self._turn:
+            started = time.monotonic()
+            token = self._directory.current_token()
+            if token == self._token and started < self._retry_at:
+                return False
+            self._take_up(token, started)
+            return True
+
+    def catch_up(self) -> None:
+        """Returns once the live generation of the directory is served; tries to take it up even where that just failed.
+
+        Who builds on a generation has to know that it is in order. Blocks, and raises, as `reload`; what it raises is
+        reported, too.
+        """
+        try:
+            with self._turn:
+                token = self._directory.current_token()
+                if token != self._served:
+                    self._take_up(token, time.monotonic())
+        except Exception as error:
+            self._refuse(error)
+            raise
+
+    def _take_up(self, token: str, started: float) -> None:
+        # In case it cannot be loaded; once it has been, there is nothing to try again.
+        self._token, self._retry_at = token, started + RETRY_SECONDS
+        searcher = load(self._settings, self._searcher, self._model())
+        self._served, self._retry_at = token, math.inf
         manifest = searcher.manifest
+        # Before the searcher: who is answered by the new generation is not told of the last one's state.
+        self.last_error = None
         self._metrics.generation.set(manifest.generation)
         self._metrics.documents.set(manifest.documents)
+        self._searcher = searcher
         logger.info(
             "serving generation %d of %s: %d documents, k=%d, %s, %s, loaded in %.2f s",
             manifest.generation,

@@ -42,7 +42,7 @@ class Metrics:
         )
         self.rejected = Counter(
             "gaussearch_rejected",
-            "Requests not searched: overloaded, deadline, cancelled.",
+            "Requests not searched: overloaded, connections, deadline, cancelled.",
             ["reason"],
             registry=registry,
         )
@@ -52,7 +52,23 @@ class Metrics:
         self.search_seconds = Histogram(
             "gaussearch_search_seconds", "Time of one batch's search.", buckets=_SECONDS, registry=registry
         )
+        self.encoded_texts = Histogram(
+            "gaussearch_encoded_texts", "Texts encoded together.", buckets=_ROWS, registry=registry
+        )
+        self.encode_seconds = Histogram(
+            "gaussearch_encode_seconds", "Time of encoding texts together.", buckets=_SECONDS, registry=registry
+        )
         self.scanned = Counter("gaussearch_scanned_documents", "Documents compared with queries.", registry=registry)
+        self.written = Counter("gaussearch_written_documents", "Documents written or deleted.", registry=registry)
+        self.write_seconds = Histogram(
+            "gaussearch_write_seconds",
+            "Time to publish what was written together, until searches see it.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.writes_together = Histogram(
+            "gaussearch_writes_together", "Requests published together.", buckets=_ROWS, registry=registry
+        )
         self.queue_rows = Gauge(
             "gaussearch_queue_rows", "Queries waiting.", multiprocess_mode="livesum", registry=registry
         )
@@ -85,6 +101,17 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.search_seconds.observe(seconds)
         self.scanned.inc(rows * documents)
+
+    def encoded(self, texts: int, seconds: float) -> None:
+        """Counts texts that were encoded together."""
+        self.encoded_texts.observe(texts)
+        self.encode_seconds.observe(seconds)
+
+    def write(self, requests: int, documents: int, seconds: float) -> None:
+        """Counts one publication."""
+        self.writes_together.observe(requests)
+        self.write_seconds.observe(seconds)
+        self.written.inc(documents)
 
     def render(self) -> bytes:
         """What GET /metrics answers."""

@@ -6,12 +6,31 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import BatchSearchRequest, IndexResponse, ProblemResponse, SearchRequest, SimilarRequest
+from service.responses import IndexResponse, ProblemResponse
+from service.schemas import (
+    BatchSearchRequest,
+    CompactRequest,
+    DeleteRequest,
+    EncodeRequest,
+    SearchRequest,
+    SimilarRequest,
+    UpsertRequest,
+)
 
 __all__ = ["describe"]
 
 # Bodies that the routes read themselves, errors, and IndexResponse because FastAPI takes the nulls out of its example.
-_MODELS = (SearchRequest, BatchSearchRequest, SimilarRequest, ProblemResponse, IndexResponse)
+_MODELS = (
+    SearchRequest,
+    BatchSearchRequest,
+    EncodeRequest,
+    SimilarRequest,
+    UpsertRequest,
+    DeleteRequest,
+    CompactRequest,
+    ProblemResponse,
+    IndexResponse,
+)
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -10,12 +10,26 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-__all__ = ["option_name", "with_options"]
+from index.build_options import NO_VARIABLE
+
+__all__ = ["fields_of", "option_name", "variable_of", "with_options"]
 
 
 def option_name(field: str) -> str:
     """--segment-docs for segment_docs."""
     return "--" + field.replace("_", "-")
+
+
+def variable_of(name: str, field: FieldInfo, env_prefix: str) -> str | None:
+    """The environment variable that a field is taken from where its option is not given, if there is one."""
+    marks = field.json_schema_extra
+    return None if isinstance(marks, dict) and marks.get(NO_VARIABLE) else f"{env_prefix}{name.upper()}"
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model, its own before those that it shares with others: as help and tables list them."""
+    names = [name for kind in model.__mro__ for name in getattr(kind, "__annotations__", {})]
+    return {name: model.model_fields[name] for name in dict.fromkeys(names) if name in model.model_fields}
 
 
 def with_options(model: type[BaseModel], env_prefix: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -27,7 +41,7 @@ def with_options(model: type[BaseModel], env_prefix: str) -> Callable[[Callable[
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "options"]
-        derived = [_parameter(name, field, env_prefix) for name, field in model.model_fields.items()]
+        derived = [_parameter(name, field, env_prefix) for name, field in fields_of(model).items()]
 
         def run(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in model.model_fields}
@@ -62,7 +76,7 @@ def _parameter(name: str, field: FieldInfo, env_prefix: str) -> inspect.Paramete
     option = typer.Option(
         f"{option_name(name)}/--no-{name.replace('_', '-')}" if flag and default else option_name(name),
         help=field.description,
-        envvar=f"{env_prefix}{name.upper()}",
+        envvar=variable_of(name, field, env_prefix),
         show_envvar=True,
         show_default=shown,
         metavar=None if flag else _metavar(field.annotation),
@@ -83,5 +97,5 @@ def _metavar(annotation: Any) -> str:
         kind = get_args(kind)[0]
     if inspect.isclass(kind) and issubclass(kind, Enum):
         return "|".join(member.value for member in kind)
-    names = {int: "INTEGER", float: "NUMBER", SecretStr: "KEY", str: "TEXT"}
+    names = {int: "INTEGER", float: "NUMBER", SecretStr: "SECRET", str: "TEXT"}
     return names.get(kind, "PATH")

@@ -21,7 +21,7 @@ from index.errors import (
     InvalidOptionError,
 )
 
-__all__ = ["PROBLEMS", "ServiceError", "problem_response"]
+__all__ = ["PROBLEMS", "ServiceError", "problem_document", "problem_response"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -56,22 +56,43 @@ class InvalidRequestError(ServiceError):
         if error.error_count() > MAX_FIELD_ERRORS:
             return cls(f"body: {error.error_count()} fields are missing, unknown or of the wrong type")
         fields = [
-            {"field": _name(part["loc"]), "message": part["msg"].removeprefix("Value error, ")}
+            {
+                "field": _name(part["loc"]),
+                "message": _MESSAGES.get(part["type"]) or part["msg"].removeprefix("Value error, "),
+            }
             for part in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         first = fields[0]
         return cls(f"{first['field']}: {first['message']}", errors=fields)
 
 
+_MESSAGES = {"extra_forbidden": "there is no such field: /docs lists those that there are"}
+"""For what pydantic says in terms of its own."""
+LONGEST_NAME = 100
+"""Letters of a field's name that are shown."""
+
+
 def _name(location: tuple[int | str, ...]) -> str:
     """queries.0.mean.2: without the member of the union list | base64 that pydantic puts after a vector's name."""
     before = ("", *location)
     parts = [part for part, name in zip(location, before, strict=False) if name not in _VECTORS or part not in _FORMS]
-    return ".".join(map(str, parts)) or "body"
+    return ".".join(map(_shortened, parts)) or "body"
+
+
+def _shortened(part: int | str) -> str:
+    """A field's name in a few letters: one that nobody knows may have any length, and would come back twice."""
+    name = str(part)
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
 _VECTORS = ("mean", "variance", "logvar")
 _FORMS = ("list[float]", "str")
+
+
+class NoModelError(ServiceError):
+    """Words, to a service without a model."""
+
+    code = "no_model"
 
 
 class LimitExceededError(ServiceError):
@@ -84,6 +105,36 @@ class UnauthorizedError(ServiceError):
     """No key, or a wrong one."""
 
     code = "unauthorized"
+
+
+class WriteFailedError(ServiceError):
+    """A write that did not reach the disk, or of which that is not known."""
+
+    code = "write_failed"
+
+
+class IdempotencyMismatchError(ServiceError):
+    """An Idempotency-Key that has come before, with another request."""
+
+    code = "idempotency_mismatch"
+
+
+class CompactionRunningError(ServiceError):
+    """A compaction is under way."""
+
+    code = "compaction_running"
+
+
+class WritesDisabledError(ServiceError):
+    """A request that would change the index, to a service without an admin key."""
+
+    code = "writes_disabled"
+
+
+class ForbiddenError(ServiceError):
+    """A search key, for a request that takes an admin key."""
+
+    code = "forbidden"
 
 
 class NotFoundError(ServiceError):
@@ -110,8 +161,26 @@ class UnsupportedEncodingError(ServiceError):
     code = "unsupported_encoding"
 
 
+class MalformedHttpError(ServiceError):
+    """Bytes that are no HTTP request."""
+
+    code = "malformed_http"
+
+
+class HeadTooLargeError(ServiceError):
+    """A path and headers above the limit."""
+
+    code = "head_too_large"
+
+
+class HeadTimeoutError(ServiceError):
+    """A path and headers that did not arrive in time."""
+
+    code = "head_timeout"
+
+
 class OverloadedError(ServiceError):
-    """The queue is full."""
+    """The queue is full, or as many connections or bytes of bodies are there as may be."""
 
     code = "overloaded"
 
@@ -137,19 +206,28 @@ class Problem:
 
 
 PROBLEMS: dict[type[GaussearchError], Problem] = {
+    MalformedHttpError: Problem(HTTPStatus.BAD_REQUEST, "The request is not HTTP"),
     MalformedJsonError: Problem(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
     UnauthorizedError: Problem(HTTPStatus.UNAUTHORIZED, "A valid API key is needed"),
+    WritesDisabledError: Problem(HTTPStatus.FORBIDDEN, "The service has no admin key, and so takes no changes"),
+    ForbiddenError: Problem(HTTPStatus.FORBIDDEN, "An admin key is needed"),
     NotFoundError: Problem(HTTPStatus.NOT_FOUND, "No such path"),
     DocumentNotFoundError: Problem(HTTPStatus.NOT_FOUND, "No such document"),
     MethodNotAllowedError: Problem(HTTPStatus.METHOD_NOT_ALLOWED, "The path does not take this method"),
+    HeadTimeoutError: Problem(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"),
     BodyTooLargeError: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     UnsupportedEncodingError: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Compressed bodies are not read"),
     InvalidRequestError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not valid"),
     InvalidGaussiansError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Not a Gaussian of this index"),
     InvalidOptionError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "An option is out of range"),
+    NoModelError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The service has no model to read texts with"),
     LimitExceededError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "A limit is exceeded"),
     OverloadedError: Problem(HTTPStatus.TOO_MANY_REQUESTS, "The service is at capacity"),
+    HeadTooLargeError: Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Path and headers are too large"),
     GaussearchError: Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"),
+    WriteFailedError: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The write failed"),
+    IdempotencyMismatchError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The Idempotency-Key was used before"),
+    CompactionRunningError: Problem(HTTPStatus.CONFLICT, "A compaction is under way"),
     NotReadyError: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The service is not ready"),
     DeadlineExceededError: Problem(HTTPStatus.GATEWAY_TIMEOUT, "The deadline has passed"),
 }
@@ -157,7 +235,14 @@ PROBLEMS: dict[type[GaussearchError], Problem] = {
 
 
 def problem_response(request: Request, error: GaussearchError) -> Response:
-    """The problem document of an error."""
+    """The problem document of an error, as the answer to a request."""
+    status, media_type, body = problem_document(error, request.scope.get("request_id", ""))
+    headers = error.headers if isinstance(error, ServiceError) else None
+    return Response(body, status, headers, media_type)
+
+
+def problem_document(error: GaussearchError, request_id: str = "") -> tuple[int, str, bytes]:
+    """The problem document of an error: status, media type, body."""
     problem = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
     known = type(error) in PROBLEMS and type(error) is not GaussearchError
     body: dict[str, Any] = {
@@ -167,11 +252,8 @@ def problem_response(request: Request, error: GaussearchError) -> Response:
         "code": error.code if known else GaussearchError.code,
         # What goes wrong inside is for the log, not for clients.
         "detail": str(error) if known else "the error has been logged under this request id",
-        "request_id": request.scope.get("request_id", ""),
+        "request_id": request_id,
     }
-    headers: dict[str, str] = {}
-    if isinstance(error, ServiceError):
-        headers = error.headers
-        if error.errors:
-            body["errors"] = error.errors
-    return Response(orjson.dumps(body), problem.status.value, headers, MEDIA_TYPE)
+    if isinstance(error, ServiceError) and error.errors:
+        body["errors"] = error.errors
+    return problem.status.value, MEDIA_TYPE, orjson.dumps(body)

@@ -9,27 +9,29 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from index import Gaussians, Searcher
+from index import Gaussians
+from index.drift import rebuild_reason
+from index.text import Role
 from service import metrics as metrics_module
-from service.answers import answer, json_response, results_of
+from service.answers import answer, evidence_of, json_response, results_of
+from service.batching import Found
 from service.problems import LimitExceededError, NotReadyError
+from service.queries import encode, gaussians_told
 from service.requests import Body, deadline_of, read_body, require_key, wait_for
-from service.schemas import (
-    BatchSearchRequest,
+from service.responses import (
     BatchSearchResponse,
     DocumentResponse,
+    EncodeResponse,
     IndexResponse,
     Limits,
-    SearchOptions,
-    SearchRequest,
     SearchResponse,
-    SimilarRequest,
     StatusResponse,
-    gaussians_of,
 )
+from service.schemas import BatchSearchRequest, EncodeRequest, SearchOptions, SearchRequest, SimilarRequest
 from service.state import State
+from service.uncertainty import uncertainty
 
-__all__ = ["operations", "v1"]
+__all__ = ["DirectRoute", "described_errors", "operations", "request_body", "v1"]
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -39,7 +41,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body is not JSON.",
         401: "A key is needed.",
+        403: "An admin key is needed, or the service has none.",
         404: "There is no such document.",
+        409: "Something else is under way.",
         413: "The body is too large.",
         415: "The body is compressed.",
         422: "The request is not valid, or exceeds a limit.",
@@ -82,13 +86,19 @@ v1 = APIRouter(prefix="/v1", tags=["search"], route_class=DirectRoute)
 operations = APIRouter(tags=["operations"], route_class=DirectRoute)
 
 
-def _body(model: type, *, required: bool = True) -> dict[str, Any]:
+def request_body(model: type, *parameters: dict[str, Any], required: bool = True) -> dict[str, Any]:
+    """What OpenAPI is to know of a route's body, its deadline and its other headers."""
     # Bodies are read by hand (service.requests.read_body), so OpenAPI has to be told what they are.
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {
         "requestBody": {"required": required, "content": {"application/json": {"schema": schema}}},
-        "parameters": [_TIMEOUT],
+        "parameters": [_TIMEOUT, *parameters],
     }
+
+
+def described_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI is to know of the errors of a route."""
+    return {status: _ERRORS[status] for status in statuses}
 
 
 @v1.post(
@@ -96,15 +106,19 @@ def _body(model: type, *, required: bool = True) -> dict[str, Any]:
     summary="Search with one Gaussian",
     response_model=SearchResponse,
     responses=_SEARCH_ERRORS,
-    openapi_extra=_body(SearchRequest),
+    openapi_extra=request_body(SearchRequest),
 )
 async def search(request: Request) -> Response:
     """The documents of the largest -KL(Q||D), best first."""
     started = time.perf_counter()
     state, body, deadline = await _receive(request, SearchRequest)
-    queries = gaussians_of([body], state.live.searcher().manifest.k)
-    searcher, results = await _search(request, state, queries, body, deadline)
-    return answer(started, searcher, {"results": results[0]})
+    _require_allowed(body, 1, state)
+    told = await gaussians_told(request, state, [body], Role.QUERY, deadline)
+    found, results = await _search(request, state, told.gaussians, body, deadline)
+    content = {"results": results[0], **_matched(found), **_evidence(found, body)}
+    if told.uncertainties[0] is not None:
+        content["uncertainty"] = told.uncertainties[0].shown
+    return answer(started, found.searcher, content)
 
 
 @v1.post(
@@ -112,16 +126,43 @@ async def search(request: Request) -> Response:
     summary="Search with many Gaussians",
     response_model=BatchSearchResponse,
     responses=_SEARCH_ERRORS,
-    openapi_extra=_body(BatchSearchRequest),
+    openapi_extra=request_body(BatchSearchRequest),
 )
 async def search_batch(request: Request) -> Response:
     """The documents of the largest -KL(Q||D) for each query, in the order of the queries."""
     started = time.perf_counter()
     state, body, deadline = await _receive(request, BatchSearchRequest)
     _within("queries", len(body.queries), state.settings.max_queries)
-    queries = gaussians_of(body.queries, state.live.searcher().manifest.k)
-    searcher, results = await _search(request, state, queries, body, deadline)
-    return answer(started, searcher, {"results": results})
+    _require_allowed(body, len(body.queries), state)
+    told = await gaussians_told(request, state, body.queries, Role.QUERY, deadline)
+    found, results = await _search(request, state, told.gaussians, body, deadline)
+    content = {"results": results, **_matched(found), **_evidence(found, body, together=True)}
+    if told.in_words:
+        content["uncertainty"] = [each and each.shown for each in told.uncertainties]
+    return answer(started, found.searcher, content)
+
+
+@v1.post(
+    "/encode",
+    summary="Make Gaussians of texts",
+    response_model=EncodeResponse,
+    responses=_SEARCH_ERRORS,
+    openapi_extra=request_body(EncodeRequest),
+)
+async def encode_texts(request: Request) -> Response:
+    """What the service's model makes of texts, as queries or as documents."""
+    started = time.perf_counter()
+    state, body, deadline = await _receive(request, EncodeRequest)
+    _within("texts", len(body.texts), state.settings.max_queries)
+    made = await encode(request, state, body.texts, body.role, deadline)
+    rows = zip(made.means.numpy(), made.variances.numpy(), uncertainty(made), strict=True)
+    return json_response(
+        {
+            "gaussians": [{"mean": mean, "variance": variance, **each.shown} for mean, variance, each in rows],
+            "model": state.encoding.model and state.encoding.model.model_dump(),
+            "took_ms": round((time.perf_counter() - started) * 1000, 3),
+        }
+    )
 
 
 @v1.post(
@@ -129,20 +170,21 @@ async def search_batch(request: Request) -> Response:
     summary="Search with a document of the index",
     response_model=SearchResponse,
     responses=_SEARCH_ERRORS | {404: _ERRORS[404]},
-    openapi_extra=_body(SimilarRequest, required=False),
+    openapi_extra=request_body(SimilarRequest, required=False),
 )
 async def similar(request: Request, document_id: str) -> Response:
     """The documents of the largest -KL, with a document's own Gaussian as the query."""
     started = time.perf_counter()
     state, body, deadline = await _receive(request, SimilarRequest)
+    _require_allowed(body, 1, state)
     leave_out = None if body.include_self else document_id
     while True:
         searcher = state.live.searcher()
         query = searcher.document(document_id).gaussian
-        found_by, results = await _search(request, state, query, body, deadline, leave_out=leave_out)
+        found, results = await _search(request, state, query, body, deadline, leave_out=leave_out)
         # A reload in between would pair a document of one generation with results of the next.
-        if found_by is searcher:
-            return answer(started, searcher, {"results": results[0]})
+        if found.searcher is searcher:
+            return answer(started, searcher, {"results": results[0], **_matched(found), **_evidence(found, body)})
 
 
 @v1.get(
@@ -187,6 +229,8 @@ async def describe(request: Request) -> Response:
             "k": manifest.k,
             "encoding": manifest.encoding.value,
             "kind": manifest.kind,
+            "model": manifest.model and manifest.model.model_dump(),
+            "reads_text": state.encoding.model is not None,
             "reason": manifest.reason,
             "measured_recall": recall and recall.model_dump(),
             "codes": codes
@@ -197,9 +241,14 @@ async def describe(request: Request) -> Response:
                 "breadth": codes.breadth,
                 "graph": graph and {"m": graph.links, "ef_construction": graph.construction},
                 "lists": lists and {"lists": lists.lists, "nprobe": lists.nprobe},
-                "factory": codes.factory and codes.factory.model_dump(),
+                "factory": codes.factory and codes.factory.model_dump(exclude={"documents"}),
             },
             "segments": len(manifest.segments),
+            "deleted_rows": sum(each.documents for each in manifest.segments) - manifest.documents,
+            "changes": manifest.changes,
+            "drift": manifest.drift and manifest.drift.model_dump(exclude={"due"}),
+            "rebuild_due": rebuild_reason(manifest),
+            "compaction": {"running": state.writer.compacting, "last_error": state.writer.compaction_error},
             "bytes": sum(segment.bytes for segment in manifest.segments),
             "device": str(searcher.device),
             "precision": searcher.precision,
@@ -221,6 +270,10 @@ async def livez(request: Request) -> Response:
     state: State = request.app.state.gaussearch
     if not state.batcher.alive:
         raise NotReadyError("the search thread has died: restart the process")
+    if not state.encoding.alive:
+        raise NotReadyError("the encoding thread has died: restart the process")
+    if state.keys.admin and not state.writer.alive:
+        raise NotReadyError("the writing thread has died: restart the process")
     return json_response({"status": "ok"})
 
 
@@ -264,9 +317,32 @@ async def _receive(request: Request, model: type[Body]) -> tuple[State, Body, fl
     return state, await read_body(request, model, state.settings.max_body_bytes, deadline), deadline
 
 
+def _matched(found: Found) -> dict[str, int]:
+    """How many documents the filter of a request let through, if it has one."""
+    return {} if found.matched is None else {"matched": found.matched}
+
+
+def _evidence(found: Found, options: SearchOptions, *, together: bool = False) -> dict[str, Any]:
+    """What the results of a request rest on, where it asks for explanations: of its one query, or of all `together`."""
+    evidence = evidence_of(found) if options.explain else []
+    return {"search": evidence if together else evidence[0]} if evidence else {}
+
+
 def _within(name: str, value: int, limit: int) -> None:
     if value > limit:
         raise LimitExceededError(f"{name} is {value}; the limit is {limit}")
+
+
+def _require_allowed(options: SearchOptions, queries: int, state: State) -> None:
+    """Raises LimitExceededError and InvalidOptionError for what may not be asked for: before a model or a search works
+    for it."""
+    _within("top_k", options.top_k, state.settings.max_top_k)
+    _within("candidates", options.candidates or 0, state.settings.max_candidates)
+    _within("nprobe", options.nprobe or 0, state.settings.max_nprobe)
+    if options.nprobe is not None:
+        # Refused here, where an index has no lists, and not only when its batch is searched.
+        state.live.searcher().effort_for(options.top_k, options.candidates, options.nprobe)
+    _within("queries times top_k", queries * options.top_k, state.settings.max_results)
 
 
 async def _search(
@@ -277,24 +353,19 @@ async def _search(
     deadline: float,
     *,
     leave_out: str | None = None,
-) -> tuple[Searcher, list[list[dict[str, Any]]]]:
-    """The results of each query as JSON shows them, and the searcher that found them."""
-    _within("top_k", options.top_k, state.settings.max_top_k)
-    _within("candidates", options.candidates or 0, state.settings.max_candidates)
-    _within("nprobe", options.nprobe or 0, state.settings.max_nprobe)
-    if options.nprobe is not None:
-        # Refused here, where an index has no lists, and not only when its batch is searched.
-        state.live.searcher().effort_for(options.top_k, options.candidates, options.nprobe)
-    _within("queries times top_k", len(queries) * options.top_k, state.settings.max_results)
-    top_k = options.top_k + (leave_out is not None)
-    future = state.batcher.submit(
-        queries,
-        top_k,
-        options.candidates,
-        deadline,
-        nprobe=options.nprobe,
-        exact=options.exact,
-        with_payload=options.with_payload,
-    )
-    found = await wait_for(future, request, deadline)
-    return found.searcher, await results_of(found, queries, options, leave_out)
+) -> tuple[Found, list[list[dict[str, Any]]]]:
+    """What was found, and the results of each query as JSON shows them."""
+    wanted = options.document_filter()
+    async with state.filters.enter(state.live.searcher(), wanted, deadline):
+        future = state.batcher.submit(
+            queries,
+            options.top_k + (leave_out is not None),
+            options.candidates,
+            deadline,
+            nprobe=options.nprobe,
+            exact=options.exact,
+            filter=wanted,
+            with_payload=options.with_payload,
+        )
+        found = await wait_for(future, request, deadline)
+    return found, await results_of(found, queries, options, leave_out, deadline)

@@ -1,7 +1,9 @@
 """Searches from the command line: queries out of a file, against a directory or a running service, and run files."""
 
 import dataclasses
+import functools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,12 +11,20 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import httpx
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from index import Columns, Corpus, GaussearchError, Gaussians, IndexDirectory, LocalSearcher, VarianceAs
+from index.errors import ModelError
+from index.records import ModelRecord
+from index.text import Role
+from index.text.matching import require_model
+from index.text.rows import TextSource
+from service.tls import client_context
 
 __all__ = [
+    "BATCH_QUERIES",
     "Asked",
     "LocalRunner",
     "PlainConsole",
@@ -24,7 +34,9 @@ __all__ = [
     "RunFormat",
     "RunWriter",
     "Runner",
+    "in_words",
     "read_queries",
+    "search_batch",
 ]
 
 BATCH_QUERIES = 128
@@ -52,11 +64,14 @@ class RemoteError(GaussearchError):
 
 @dataclass(frozen=True, slots=True)
 class QueryBatch:
-    """b queries of a file: ids, Gaussians (b, k), and the text of each where the file has a text column."""
+    """b queries of a file: ids, Gaussians (b, k), the text of each where the file has a text column, the model that
+    made the Gaussians, where that is known, and whether it has just read the texts."""
 
     ids: list[str]
     gaussians: Gaussians
     texts: list[str | None]
+    model: ModelRecord | None = None
+    read: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +96,58 @@ class Asked:
 class Runner(Protocol):
     """Anything that searches a batch."""
 
+    @property
+    def model(self) -> ModelRecord | None:
+        """The model of the index's Gaussians, where it is known."""
+
     def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
         """The results of each query."""
 
 
-def read_queries(path: Path, columns: Columns, variance_as: VarianceAs) -> Iterator[QueryBatch]:
-    """The queries of a file of any format that corpora may have; raises SourceError for one that cannot be read."""
-    for batch in Corpus([path], columns=columns, variance_as=variance_as).batches(batch_rows=BATCH_QUERIES):
+def read_queries(
+    path: Path, columns: Columns, variance_as: VarianceAs, texts_by: TextSource | None = None
+) -> Iterator[QueryBatch]:
+    """The queries of a file of any format that corpora may have, or of texts, where there is what makes Gaussians of
+    them. Raises SourceError for a file that cannot be read, and for Gaussians of documents."""
+    corpus = Corpus([path], columns=columns, variance_as=variance_as, texts=texts_by)
+    corpus.require_role(Role.QUERY)
+    model = corpus.model()
+    for batch in corpus.batches(batch_rows=BATCH_QUERIES):
         texts: list[str | None] = [None] * len(batch.gaussians)
         if batch.payload is not None and "text" in batch.payload.schema.names:
             texts = batch.payload["text"].to_pylist()
-        yield QueryBatch(batch.ids.to_pylist(), batch.gaussians, texts)
+        yield QueryBatch(batch.ids.to_pylist(), batch.gaussians, texts, model, corpus.of_texts)
+
+
+def in_words(runner: Runner, text: str, source: TextSource | None) -> QueryBatch:
+    """One query in words, as a model reads it: that of a service that is asked, if none is named.
+
+    Raises ModelError where there is none.
+    """
+    if source is not None:
+        made = source.encoder.encode([text], Role.QUERY)
+        return QueryBatch(["query"], made, [text], source.encoder.record, read=True)
+    if isinstance(runner, RemoteRunner):
+        return QueryBatch(["query"], runner.encode(text), [text])
+    raise ModelError("words are searched for by a model: name that of the index with --model")
+
+
+def search_batch(runner: Runner, batch: QueryBatch, asked: Asked) -> list[list[Result]]:
+    """The results of each query; raises ModelMismatchError where they are of another model than the index, or are texts
+    and its model is not known."""
+    if batch.model is not None:
+        require_model(runner.model, batch.model, "the index", reads=batch.read)
+    elif isinstance(runner, LocalRunner) and runner.model is not None:
+        _say_once(
+            f"the queries do not say which model made them; the index is of {runner.model.name!r}, and finds nothing "
+            "by Gaussians of another"
+        )
+    return runner.search(batch.gaussians, asked)
+
+
+@functools.cache
+def _say_once(said: str) -> None:
+    print(said, file=sys.stderr)
 
 
 class LocalRunner:
@@ -99,6 +155,11 @@ class LocalRunner:
 
     def __init__(self, directory: Path, device: str) -> None:
         self._searcher = LocalSearcher(IndexDirectory(directory), device=device)
+
+    @property
+    def model(self) -> ModelRecord | None:
+        """As Runner."""
+        return self._searcher.manifest.model
 
     def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
         """The top_k documents of each query."""
@@ -113,11 +174,31 @@ class LocalRunner:
 
 
 class RemoteRunner:
-    """Searches through a running service."""
+    """Searches through a running service; over HTTPS one whose certificate leads to those of the file `ca`, if given.
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    Raises what client_context raises.
+    """
+
+    def __init__(self, url: str, api_key: str | None, ca: Path | None = None) -> None:
         self._url = url.rstrip("/")
+        self._trust = True if ca is None else client_context(ca)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    @functools.cached_property
+    def model(self) -> ModelRecord | None:
+        """As Runner; raises RemoteError."""
+        model = self._ask("GET", "/v1/index", "model")
+        try:
+            return None if model is None else ModelRecord.model_validate(model)
+        except ValidationError as error:
+            raise RemoteError(
+                f"{self._url} names a model that this release does not know: {error.errors()[0]['msg']}"
+            ) from error
+
+    def encode(self, text: str) -> Gaussians:
+        """A query in words, as the service's model reads it; raises RemoteError where it has none."""
+        (made,) = self._ask("POST", "/v1/encode", "gaussians", {"texts": [text], "role": "query"})
+        return Gaussians.from_arrays([made["mean"]], [made["variance"]])
 
     def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
         """The top_k documents of each query; raises RemoteError with what the service said.
@@ -140,7 +221,9 @@ class RemoteRunner:
     def _ask(self, method: str, path: str, field: str, body: dict[str, Any] | None = None) -> Any:
         """One field of the answer to a request."""
         try:
-            response = httpx.request(method, f"{self._url}{path}", json=body, headers=self._headers, timeout=60.0)
+            response = httpx.request(
+                method, f"{self._url}{path}", json=body, headers=self._headers, timeout=60.0, verify=self._trust
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RemoteError(f"{self._url} does not answer: {error}") from error
         if response.status_code != httpx.codes.OK:

@@ -1,8 +1,8 @@
-"""Bodies of requests and responses, as OpenAPI shows them and as requests are checked."""
+"""Bodies of requests, as OpenAPI shows them and as they are checked; service.responses has those of responses."""
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,27 +13,28 @@ from pydantic import (
     Field,
     FiniteFloat,
     JsonValue,
-    NonNegativeFloat,
     PositiveInt,
+    PrivateAttr,
     model_validator,
 )
 
 from index import Gaussians
 from index.errors import InvalidGaussiansError
-from index.manifest import MeasuredRecall
+from index.filters import Filter
+from index.text import Role
 
 __all__ = [
+    "GAUSSIAN_EXAMPLE",
     "BatchSearchRequest",
-    "BatchSearchResponse",
-    "DocumentResponse",
-    "IndexResponse",
-    "ProblemResponse",
+    "CompactRequest",
+    "DeleteRequest",
+    "DocumentBody",
+    "EncodeRequest",
     "QueryGaussian",
     "SearchOptions",
     "SearchRequest",
-    "SearchResponse",
     "SimilarRequest",
-    "StatusResponse",
+    "UpsertRequest",
     "gaussians_of",
 ]
 
@@ -53,16 +54,34 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class QueryGaussian(_Request):
-    """A diagonal Gaussian: its mean, and either its variance or the natural logarithm of its variance."""
+Text = Annotated[
+    str,
+    Field(min_length=1, pattern=r"\S", description="Words in place of a Gaussian, where the service has a model."),
+]
 
-    mean: Vector
+
+class QueryGaussian(_Request):
+    """A diagonal Gaussian: its mean, and either its variance or the natural logarithm of its variance. Or a text, of
+    which the service's model makes one."""
+
+    mean: Vector | None = None
     variance: Vector | None = None
     logvar: Vector | None = None
+    text: Text | None = None
+
+    @property
+    def words(self) -> str:
+        """What the model is to read."""
+        return self.text or ""
 
     @model_validator(mode="after")
-    def _has_one_spread(self) -> Self:
-        if (self.variance is None) == (self.logvar is None):
+    def _has_one_form(self) -> Self:
+        given = [name for name in ("mean", "variance", "logvar") if getattr(self, name) is not None]
+        if self.text is not None and given:
+            raise ValueError(f"give either text or {given[0]}")
+        if self.text is None and self.mean is None:
+            raise ValueError("give mean and variance, mean and logvar, or text")
+        if self.text is None and (self.variance is None) == (self.logvar is None):
             raise ValueError("give either variance or logvar")
         return self
 
@@ -92,24 +111,45 @@ class SearchOptions(_Request):
             "set."
         ),
     ] = None
+    filter: Annotated[
+        dict[str, JsonValue] | None,
+        Field(
+            description="Find only documents whose payload it holds for: fields and their values, "
+            '`{"in": [...]}` or `{"gte": ..., "lt": ...}`, and `and`, `or` and `not` around such.',
+            examples=[{"year": {"gte": 1990}, "not": {"tag": {"in": ["draft", "spam"]}}}],
+        ),
+    ] = None
     min_score: Annotated[FiniteFloat | None, Field(description="Leave out documents that score below this.")] = None
     with_payload: Annotated[bool, Field(description="Return the documents' other columns.")] = True
-    explain: Annotated[bool, Field(description="Return the parts of each document's KL divergence.")] = False
+    explain: Annotated[
+        bool, Field(description="Return the parts of each document's KL divergence, and what the results rest on.")
+    ] = False
+
+    _parsed: Filter | None = PrivateAttr(None)
+
+    def model_post_init(self, _: Any) -> None:
+        """Reads the filter, so that it is refused before anything is searched."""
+        self._parsed = None if self.filter is None else Filter.parse(self.filter)
+
+    def document_filter(self) -> Filter | None:
+        """The filter, read."""
+        return self._parsed
 
 
-_GAUSSIAN_EXAMPLE: dict[str, JsonValue] = {"mean": [0.12, -0.4, 1.3], "variance": [0.5, 0.2, 0.9]}
+GAUSSIAN_EXAMPLE: dict[str, JsonValue] = {"mean": [0.12, -0.4, 1.3], "variance": [0.5, 0.2, 0.9]}
+"""A Gaussian of three dimensions, for the examples of OpenAPI."""
 
 
 class SearchRequest(QueryGaussian, SearchOptions):
     """One query."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**_GAUSSIAN_EXAMPLE, "top_k": 3}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{**GAUSSIAN_EXAMPLE, "top_k": 3}]})
 
 
 class BatchSearchRequest(SearchOptions):
     """Many queries with the same options."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"queries": [_GAUSSIAN_EXAMPLE], "top_k": 3}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"queries": [GAUSSIAN_EXAMPLE], "top_k": 3}]})
 
     queries: Annotated[list[QueryGaussian], Field(min_length=1, fail_fast=True)]
 
@@ -122,243 +162,73 @@ class SimilarRequest(SearchOptions):
     include_self: Annotated[bool, Field(description="Return the document itself too, which scores 0.")] = False
 
 
-class ExplanationBody(BaseModel):
-    """KL(Q||D) = log_determinant + trace + mahalanobis, in nats; the dimensions that contribute most, and how much."""
+class EncodeRequest(_Request):
+    """Texts to be made Gaussians."""
 
-    log_determinant: float
-    trace: float
-    mahalanobis: float
-    dimensions: list[int]
-    contributions: list[float]
+    model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["a bit of metal"], "role": "query"}]})
 
-
-class ResultBody(BaseModel):
-    """A document and its score, -KL(Q||D) in nats: at most 0, higher is better."""
-
-    id: str
-    score: float
-    payload: dict[str, Any] | None = None
-    explanation: ExplanationBody | None = None
+    texts: Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+    role: Annotated[Role, Field(strict=False, description="What they are in a search: query or document.")] = Role.QUERY
 
 
-class ServedIndex(BaseModel):
-    """The index that answered."""
+class DocumentBody(QueryGaussian):
+    """A document to be written: its id, its Gaussian or its text, and whatever is to come back with it. The text comes
+    back, too, as `text`, unless the payload has one. A `title` of the payload is read before the text, as a build does.
+    """
 
-    name: str
-    generation: int
+    id: Annotated[str, Field(min_length=1, description="Up to 512 bytes of UTF-8.")]
+    payload: Annotated[
+        dict[str, JsonValue] | None,
+        Field(description="Each name is a column of the index, which has one type of values."),
+    ] = None
 
-
-class _Answer(BaseModel):
-    took_ms: NonNegativeFloat
-    index: ServedIndex
-
-
-_RESULT_EXAMPLE: dict[str, JsonValue] = {
-    "id": "n00002452",
-    "score": -16.45,
-    "payload": {"text": "thing: a separate entity"},
-}
-_ANSWER_EXAMPLE: dict[str, JsonValue] = {"took_ms": 2.1, "index": {"name": "wordnet", "generation": 1}}
+    @property
+    def words(self) -> str:
+        """As QueryGaussian."""
+        title = (self.payload or {}).get("title")
+        return f"{title} {self.text}" if isinstance(title, str) and title else self.text or ""
 
 
-class SearchResponse(_Answer):
-    """Documents in order of descending score; equal scores in order of id."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"results": [_RESULT_EXAMPLE], **_ANSWER_EXAMPLE}]})
-
-    results: list[ResultBody]
-
-
-class BatchSearchResponse(_Answer):
-    """The results of each query, in the order of the queries."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"results": [[_RESULT_EXAMPLE]], **_ANSWER_EXAMPLE}]})
-
-    results: list[list[ResultBody]]
-
-
-class DocumentResponse(BaseModel):
-    """A document as it is stored."""
+class UpsertRequest(_Request):
+    """Documents to be written, each in place of the one with its id."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"id": "n00002452", **_GAUSSIAN_EXAMPLE, "payload": {"text": "thing: a separate entity"}}]
+            "examples": [{"documents": [{"id": "new", **GAUSSIAN_EXAMPLE, "payload": {"text": "a new one"}}]}]
         }
     )
 
-    id: str
-    mean: list[float]
-    variance: list[float]
-    payload: dict[str, Any]
+    documents: Annotated[list[DocumentBody], Field(min_length=1, fail_fast=True)]
 
 
-class Limits(BaseModel):
-    """What a request must keep within."""
+class DeleteRequest(_Request):
+    """Documents to be deleted."""
 
-    max_top_k: int
-    max_candidates: int
-    max_nprobe: int
-    max_queries: int
-    max_results: int
-    max_body_bytes: int
-    max_timeout_ms: int
-    timeout_ms: int
-    queue_rows: int
-    max_batch_rows: int
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["n00002452"]}]})
+
+    ids: Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
-class ReloadState(BaseModel):
-    """How the last attempt to take up a new generation went."""
+class CompactRequest(_Request):
+    """How the index is compacted."""
 
-    failures: int
-    last_error: str | None
+    model_config = ConfigDict(json_schema_extra={"examples": [{"retrain": False}]})
 
-
-class GraphBody(BaseModel):
-    """The graph that is walked: HNSW's M and efConstruction."""
-
-    m: int
-    ef_construction: int
-
-
-class ListsBody(BaseModel):
-    """The lists that documents are in; `nprobe` pairs a top_k with how many of them a query looks into."""
-
-    lists: int
-    nprobe: list[list[int]]
-
-
-class FactoryBody(BaseModel):
-    """What FAISS made of a string of its factory, and how many of its lists a query looks into, where it has any."""
-
-    factory: str
-    lists: int | None
-    nprobe: list[list[int]] | None
-
-
-class CodesBody(BaseModel):
-    """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes, chosen of `breadth`
-    times as many."""
-
-    bytes_per_document: int
-    dimensions: int
-    candidates: list[list[int]]
-    breadth: float
-    graph: GraphBody | None
-    lists: ListsBody | None
-    factory: FactoryBody | None
-
-
-class IndexResponse(BaseModel):
-    """What is served."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "wordnet",
-                    "generation": 1,
-                    "created_at": "2026-01-31T12:00:00+00:00",
-                    "documents": 4000,
-                    "k": 128,
-                    "encoding": "simplified",
-                    "kind": "flat",
-                    "reason": None,
-                    "measured_recall": None,
-                    "codes": None,
-                    "segments": 1,
-                    "bytes": 10_700_000,
-                    "device": "cpu",
-                    "precision": "float32",
-                    "version": "0.1.0",
-                    "limits": {
-                        "max_top_k": 1000,
-                        "max_candidates": 10000,
-                        "max_nprobe": 10000,
-                        "max_queries": 256,
-                        "max_results": 10000,
-                        "max_body_bytes": 16777216,
-                        "max_timeout_ms": 60000,
-                        "timeout_ms": 10000,
-                        "queue_rows": 1024,
-                        "max_batch_rows": 128,
-                    },
-                    "reload": {"failures": 0, "last_error": None},
-                }
-            ]
-        }
-    )
-
-    name: str
-    generation: int
-    created_at: str
-    documents: int
-    k: int
-    encoding: str
-    kind: str
-    reason: Annotated[str | None, Field(description="Why it is this kind, where another or none was asked for.")]
-    measured_recall: MeasuredRecall | None
-    codes: CodesBody | None
-    segments: int
-    bytes: int
-    device: str
-    precision: str
-    version: str
-    limits: Limits
-    reload: ReloadState
-
-
-class StatusResponse(BaseModel):
-    """What a probe answers where nothing is wrong; what is wrong is a problem."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
-
-    status: Literal["ok"]
-
-
-class FieldError(BaseModel):
-    """One field of a request and what is wrong with it."""
-
-    field: str
-    message: str
-
-
-class ProblemResponse(BaseModel):
-    """An error (RFC 9457). `code` is stable; `detail` is for people."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "about:blank",
-                    "title": "Not a Gaussian of this index",
-                    "status": 422,
-                    "code": "invalid_gaussian",
-                    "detail": "row 0, component 2: variance is 0.0, it must be above zero",
-                    "request_id": "8f4e2c1b9a7d4e60",
-                }
-            ]
-        }
-    )
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    request_id: str
-    errors: list[FieldError] | None = None
+    retrain: Annotated[
+        bool, Field(description="Build the index anew of its own documents, fitted to what they have become.")
+    ] = False
 
 
 def gaussians_of(queries: list[QueryGaussian], k: int) -> Gaussians:
     """The queries as (b, k) Gaussians in float64.
 
-    Raises InvalidGaussiansError naming the query and the component that is wrong, or both widths.
+    None of them is a text. Raises InvalidGaussiansError naming the query and the component that is wrong, or both
+    widths.
     """
     means = np.empty((len(queries), k))
     variances = np.empty((len(queries), k))
     for row, query in enumerate(queries):
-        means[row] = _decode(query.mean, "mean", row, k)
+        means[row] = _decode(query.mean or [], "mean", row, k)
         if query.logvar is None:
             variances[row] = _decode(query.variance or [], "variance", row, k)
         else:

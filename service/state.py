@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 
 from service.batching import Batcher
+from service.bodies import BodyRoom
+from service.encoding import Encoding
+from service.filtering import FilterRoom
+from service.keys import Keys
 from service.live_index import LiveIndex
 from service.metrics import Metrics
 from service.settings import ServiceSettings
+from service.writing import Writer
 
 __all__ = ["State"]
 
@@ -15,8 +20,12 @@ class State:
     """Hangs on `app.state.gaussearch`."""
 
     settings: ServiceSettings
-    keys: list[bytes]
+    keys: Keys
     version: str
     metrics: Metrics
     live: LiveIndex
     batcher: Batcher
+    bodies: BodyRoom
+    filters: FilterRoom
+    encoding: Encoding
+    writer: Writer

@@ -1,0 +1,80 @@
+"""What every command shares: the option that names an index, errors as one line and a status, and tables."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from index import GaussearchError
+from service.runs import PlainConsole
+from service.settings import ENV_PREFIX
+
+__all__ = ["IndexOption", "errors", "print_table"]
+
+IndexOption = Annotated[
+    Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
+]
+
+
+NO_MEMORY = (
+    "can't start new thread",
+    "Failed to launch worker thread",
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+)
+"""What Python and Arrow say, where there is no room for the stack of a thread, and torch and FAISS, where there is no
+memory."""
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Turns what goes wrong on purpose into one line and an exit status, and SIGTERM into an orderly end."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+        # What is still buffered must meet a broken pipe here and not when the interpreter ends.
+        sys.stdout.flush()
+    except GaussearchError as error:
+        _stop(f"{error} [{error.code}]", 1)
+    except BrokenPipeError:
+        # The reader of our output has enough (head, less).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except OSError as error:
+        _stop(str(error), 1)
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        said = str(error).partition("\n")[0]
+        _stop(f"there is not enough memory{f' ({said})' if said else ''}: use a machine with more, or allow more", 1)
+    except KeyboardInterrupt:
+        _stop(
+            "interrupted; the index is as it was, or as it was to be, and the same command goes on or does it again",
+            130,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"gaussearch: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def print_table(title: str, rows: dict[str, object]) -> None:
+    """Prints names and values under a title."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    PlainConsole(sys.stdout).print(table)

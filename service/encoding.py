@@ -1,0 +1,251 @@
+"""Encodes the texts of requests with a model, on one thread, in batches of its own, behind a bounded queue.
+
+It is a queue of its own, before that of searches: a model takes milliseconds for what a search takes one, and searches
+with Gaussians must not wait for it. Requests take turns: a batch has some texts of each that waits, so that one of
+hundreds does not keep the others, and what nobody waits for any more is not encoded, begun or not.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from index import GaussearchError, Gaussians
+from index.errors import InvalidGaussiansError
+from index.records import ModelRecord
+from index.text import Role, TextEncoder, load_encoder
+from service.metrics import Metrics
+from service.problems import DeadlineExceededError, NoModelError, NotReadyError, OverloadedError
+from service.settings import ServiceSettings
+
+__all__ = ["Encoding", "located"]
+
+logger = logging.getLogger("gaussearch.encoding")
+
+TOGETHER = 32
+"""Texts that are encoded together at most: a few tenths of a second on two cores, which is how long a request that has
+just come waits for those before it, and how long a service that is to end waits for the last."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    texts: Sequence[str]
+    role: Role
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Gaussians]"
+    made: list[Gaussians] = field(default_factory=list)
+    begun: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many of its texts are not encoded yet."""
+        return len(self.texts) - self.begun
+
+
+class Encoding:
+    """An encoding thread and its queue; without a model in the settings, nothing but the error that says so."""
+
+    def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._encoder: TextEncoder | None = None
+        self._jobs: deque[_Job] = deque()
+        self._waiting = 0
+        self._seconds_per_text = 0.0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="gaussearch-encode", daemon=True)
+
+    @property
+    def model(self) -> ModelRecord | None:
+        """The model; None where there is none, or it is not loaded yet."""
+        return None if self._encoder is None else self._encoder.record
+
+    @property
+    def alive(self) -> bool:
+        """Whether what there is to do is done: the thread lives, or there is none to live."""
+        return self._encoder is None or self._thread.is_alive()
+
+    def load(self) -> None:
+        """Loads the model, if there is one, and starts to encode. Blocks; raises what load_encoder raises."""
+        settings = self._settings
+        if settings.model is None:
+            return
+        started = time.monotonic()
+        encoder = load_encoder(settings.model, device=settings.device, precision=settings.model_precision)
+        # Nothing is submitted before there is an encoder, so that the thread begins by waiting.
+        self._thread.start()
+        self._encoder = encoder
+        logger.info("encoding with %s, loaded in %.2f s", encoder.record.name, time.monotonic() - started)
+
+    def close(self, patience: float | None = None) -> None:
+        """Takes no more texts, finishes those that wait and ends the thread; blocks until then, or so many seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(patience)
+
+    def submit(self, texts: Sequence[str], role: Role, deadline: float) -> "asyncio.Future[Gaussians]":
+        """Queues texts and returns the future of their Gaussians (n, k); cancel it to drop them.
+
+        `deadline` is a time.monotonic(). Raises NoModelError, OverloadedError where the queue has no room for them,
+        unless it is empty, and NotReadyError while the model is loaded, and at the end. Call from an event loop.
+        """
+        if self._settings.model is None:
+            raise NoModelError(
+                "a text is read by a model, and this service has none: start it with --model, or send mean and variance"
+            )
+        if self._encoder is None:
+            raise NotReadyError("the model is being loaded", headers={"Retry-After": "1"})
+        loop = asyncio.get_running_loop()
+        job = _Job(texts, role, deadline, loop, loop.create_future())
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise NotReadyError("the service is shutting down or its encoding thread has died")
+            if self._is_full(job):
+                self._drop_abandoned()
+            if self._is_full(job):
+                self._metrics.rejected.labels("overloaded").inc()
+                # By then half of what waits should be done.
+                seconds = max(1, round(self._waiting * self._seconds_per_text / 2))
+                raise OverloadedError(
+                    f"{self._waiting} texts are waiting and {self._settings.queue_rows} may: try again later",
+                    headers={"Retry-After": str(seconds)},
+                )
+            self._jobs.append(job)
+            self._waiting += len(texts)
+            self._changed.notify()
+        return job.future
+
+    def _is_full(self, job: _Job) -> bool:
+        return bool(self._jobs) and self._waiting + job.left > self._settings.queue_rows
+
+    def _drop_abandoned(self) -> None:
+        """Frees the places of those who have given up before the thread comes to them."""
+        kept = [job for job in self._jobs if not self._is_dropped(job)]
+        self._jobs.clear()
+        self._jobs.extend(kept)
+        self._waiting = sum(job.left for job in kept)
+
+    def _run(self) -> None:
+        turns: list[tuple[_Job, range]] = []
+        try:
+            while turns := self._take():
+                self._encode(turns)
+        finally:
+            # Nothing is left where it was told to end. Where it dies, nobody would come to what is.
+            with self._changed:
+                self._closing = True
+                left = [*(job for job, _ in turns), *self._jobs]
+                self._jobs.clear()
+                self._waiting = 0
+            for job in left:
+                _settle(job, NotReadyError("the encoding thread has died"))
+
+    def _take(self) -> list[tuple[_Job, range]]:
+        """The texts of the next batch, some of each request that waits and has the role of the first; nothing once
+        there is an end to it. What is left of a request stays in the queue, behind the others."""
+        with self._changed:
+            while True:
+                self._drop_abandoned()
+                if self._jobs:
+                    break
+                if self._closing:
+                    return []
+                self._changed.wait()
+            role = self._jobs[0].role
+            alike = [job for job in self._jobs if job.role is role][:TOGETHER]
+            room = TOGETHER
+            turns: list[tuple[_Job, range]] = []
+            # Those with few texts first: what they leave of their share is for the others.
+            for place, job in enumerate(sorted(alike, key=lambda each: each.left)):
+                rows = range(job.begun, job.begun + min(job.left, room // (len(alike) - place)))
+                turns.append((job, rows))
+                room -= len(rows)
+                job.begun = rows.stop
+                self._jobs.remove(job)
+                if job.left:
+                    self._jobs.append(job)
+            self._waiting = sum(job.left for job in self._jobs)
+            return turns
+
+    def _is_dropped(self, job: _Job) -> bool:
+        """Whether nobody waits for a job any more; if so, it is counted and answered."""
+        expired = (job.future.done() and not job.future.cancelled()) or time.monotonic() >= job.deadline
+        if expired:
+            self._metrics.rejected.labels("deadline").inc()
+            _settle(job, DeadlineExceededError("the deadline passed before the texts were encoded"))
+        elif job.future.cancelled():
+            self._metrics.rejected.labels("cancelled").inc()
+        else:
+            return False
+        return True
+
+    def _encode(self, turns: list[tuple[_Job, range]]) -> None:
+        started = time.perf_counter()
+        try:
+            made = self._gaussians(turns)
+        except Exception as error:  # noqa: BLE001 (told to whoever asked, and logged where it is a bug)
+            # Whatever one batch raises, the thread must live on for the others; and one of these may be at fault alone.
+            if len(turns) > 1:
+                for turn in turns:
+                    self._encode([turn])
+                return
+            self._fail(*turns[0], error)
+        else:
+            seconds, first = time.perf_counter() - started, 0
+            for job, rows in turns:
+                job.made.append(made[first : first + len(rows)])
+                first += len(rows)
+                if sum(map(len, job.made)) == len(job.texts):
+                    _settle(job, Gaussians.concatenate(job.made))
+            self._metrics.encoded(len(made), seconds)
+            self._seconds_per_text += 0.1 * (seconds / len(made) - self._seconds_per_text)
+
+    def _fail(self, job: _Job, rows: range, error: Exception) -> None:
+        """Answers a request of which these texts could not be encoded, and encodes no more of it."""
+        with self._changed, contextlib.suppress(ValueError):
+            self._jobs.remove(job)
+        if isinstance(error, InvalidGaussiansError):
+            _settle(job, located(error, rows))
+        elif isinstance(error, GaussearchError):
+            _settle(job, error)
+        else:
+            logger.error("texts of a request could not be encoded", exc_info=error)
+            _settle(job, GaussearchError(f"the encoding failed: {error!r}"))
+
+    def _gaussians(self, turns: list[tuple[_Job, range]]) -> Gaussians:
+        if self._encoder is None:
+            raise NotReadyError("the model is being loaded")
+        return self._encoder.encode([job.texts[row] for job, rows in turns for row in rows], turns[0][0].role)
+
+
+def located(error: InvalidGaussiansError, rows: Sequence[int]) -> InvalidGaussiansError:
+    """The same error of rows that are called otherwise where they come from: its row 0 is `rows[0]` there."""
+    if error.row is None:
+        return error
+    row = rows[error.row]
+    said = str(error).removeprefix(f"row {error.row}")
+    return InvalidGaussiansError(f"row {row}{said}", row=row, component=error.component)
+
+
+def _settle(job: _Job, outcome: Gaussians | GaussearchError) -> None:
+    """Hands a request its outcome, in its own event loop, unless it no longer waits."""
+
+    def hand_over() -> None:
+        if job.future.done():
+            return
+        if isinstance(outcome, GaussearchError):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)
+
+    # The loop is closed where its client has gone with it.
+    with contextlib.suppress(RuntimeError):
+        job.loop.call_soon_threadsafe(hand_over)
