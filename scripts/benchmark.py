@@ -18,9 +18,17 @@ kinds     kind fastscan over IndexFlatIP and over FAISS's own 4-bit codes with e
 service   `gaussearch serve` over HTTP in a closed loop, over the engine in-process in batches of as many queries as
           there are clients, and over a FastAPI service without batching (benchmark_naive.py). The load generator takes
           its share of the same cores.
+writes    `gaussearch serve` with an admin key, kinds flat and fastscan: documents written one by one, by 16 clients and
+          in batches, beside SQLite's commits of the same rows; publications per request; searches under a stream of
+          writes over searches without; memory after 2,000 writes; compaction over a build.
+filters   LocalSearcher, one query, one thread, kinds flat and fastscan: filters that let through half of the documents
+          down to one in 10,000, over no filter and over IndexFlatIP with an IDSelectorBitmap; recall over float64
+          brute force; a filter's first evaluation; a tenth of the documents deleted over none.
 build     build_index from a file to a published, checksummed and synced index, over a loop that encodes arrays in
           memory and adds them to one IndexFlatIP; and the peak memory of `gaussearch build` at two sizes of corpus.
 encoding  encode_documents on a CUDA device, over a copy of as many bytes within its memory.
+gpu       kind flat on a CUDA device, in bfloat16 and, with faiss-gpu, in float32, at two sizes of corpus: searches, and
+          scans alone, over the fewest bytes and operations that the device can do it with.
 curves    recall against latency of every kind, of FAISS, and of the peers that are installed (the extra `peers`), with
           build time, bytes of a document and peak memory; scripts/benchmark_plot.py draws them. Takes half an hour.
 growth    the same of our kinds from 10,000 documents on. Takes half an hour up to 1,000,000.
@@ -45,16 +53,22 @@ from benchmark_build import MEMORY_IS_SHOWN, build_part, memory_part
 from benchmark_curves import curves_part, growth_part
 from benchmark_data import Data
 from benchmark_engine import encoding_part, engine_part
+from benchmark_filters import filters_part
+from benchmark_gpu import gpu_part
 from benchmark_kinds import kinds_part
 from benchmark_measure import Figure, environment
 from benchmark_quality import quality_part
 from benchmark_service import service_part
+from benchmark_writes import writes_part
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("quality", "engine", "kinds", "service", "build", "encoding", "curves", "growth")
+PARTS = ("quality", "engine", "kinds", "service", "writes", "filters", "build", "encoding", "gpu", "curves", "growth")
+COMPARED = {"engine": engine_part, "service": service_part, "filters": filters_part}
+"""Parts that are measured over one corpus, for so many seconds a contender."""
 LONG_PARTS = ("curves", "growth")
-ROUNDS = {"engine": 15, "kinds": 15, "service": 9, "build": 15, "encoding": 15}
+GPU_PARTS = ("encoding", "gpu")
+ROUNDS = {"engine": 15, "kinds": 15, "service": 9, "writes": 9, "filters": 15, "build": 15, "encoding": 15, "gpu": 9}
 DOCUMENTS = 117_659
 LARGE = 1_000_000
 GROWTH = [10_000, 100_000, 1_000_000]
@@ -72,8 +86,8 @@ def main() -> None:
     figures: list[Figure] = []
     skipped: list[str] = []
     for part in options.parts:
-        if part == "encoding" and not torch.cuda.is_available():
-            skipped.append("encoding: torch sees no CUDA device")
+        if part in GPU_PARTS and not torch.cuda.is_available():
+            skipped.append(f"{part}: torch sees no CUDA device")
             continue
         found = _in_a_process_of_its_own(part, options)
         figures += found
@@ -152,7 +166,7 @@ def _options() -> argparse.Namespace:
         metavar=("SMALL", "LARGE"),
         help="sizes of corpus at which a build's memory is measured (default %(default)s)",
     )
-    add("--kinds-documents", type=int, nargs="+", help=f"sizes of corpus for kinds (default that and {LARGE})")
+    add("--kinds-documents", type=int, nargs="+", help=f"sizes of corpus for kinds and gpu (default that and {LARGE})")
     add(
         "--growth-documents",
         type=int,
@@ -160,13 +174,15 @@ def _options() -> argparse.Namespace:
         default=GROWTH,
         help="sizes of corpus for growth (default %(default)s)",
     )
+    add("--writes", type=int, default=2_000, help="writes over which memory is measured (default %(default)s)")
     add("--memory-segment", type=int, default=25_000, help="its documents per segment (default %(default)s)")
     add("--scratch", type=Path, help="folder for temporary files, a few gigabytes (default: the system's)")
     add("--json", type=Path, help="file to write all figures to")
     add("--markdown", type=Path, help="file to write the tables to")
     options = parser.parse_args()
-    if any(value is not None and value <= 0 for value in (options.documents, options.seconds, options.rounds)):
-        parser.error("--documents, --seconds and --rounds must be above 0")
+    positive = (options.documents, options.seconds, options.rounds, options.writes)
+    if any(value is not None and value <= 0 for value in positive):
+        parser.error("--documents, --seconds, --rounds and --writes must be above 0")
     return options
 
 
@@ -185,25 +201,27 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run(part: str, data: Data, documents: int, folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
     rounds = options.rounds or ROUNDS.get(part, 1)
+    sizes = options.kinds_documents or sorted({documents, max(documents, LARGE)})
     if part == "quality":
         yield from quality_part()
-    elif part == "engine":
-        yield from engine_part(data, documents, folder, options.seconds, rounds)
+    elif part in COMPARED:
+        yield from COMPARED[part](data, documents, folder, options.seconds, rounds)
     elif part == "kinds":
-        sizes = options.kinds_documents or sorted({documents, max(documents, LARGE)})
         yield from kinds_part(data, sizes, folder, options.seconds, rounds)
     elif part == "curves":
         yield from curves_part(data, documents, folder)
     elif part == "growth":
         yield from growth_part(data, options.growth_documents, folder)
-    elif part == "service":
-        yield from service_part(data, documents, folder, options.seconds, rounds)
+    elif part == "writes":
+        yield from writes_part(data, documents, folder, options.seconds, rounds, options.writes)
     elif part == "build":
         yield from build_part(data, documents, folder, rounds)
         if MEMORY_IS_SHOWN:
             yield from memory_part(data, tuple(options.memory_documents), options.memory_segment, folder)
-    else:
+    elif part == "encoding":
         yield from encoding_part(data, options.seconds, rounds)
+    else:
+        yield from gpu_part(data, sizes, folder, options.seconds, rounds, torch.device("cuda"))
 
 
 def _watched(figures: Iterable[Figure], console: Console) -> list[Figure]:

@@ -124,7 +124,7 @@ def _peak_memory(command: list[str], log: Path) -> _Peak:
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
         try:
             while process.poll() is None:
-                status = _status(process.pid)
+                status = process_memory(process.pid)
                 resident = max(resident, status.get("VmHWM", 0))
                 anonymous = max(anonymous, status.get("RssAnon", 0))
                 time.sleep(SAMPLING_SECONDS)
@@ -135,7 +135,7 @@ def _peak_memory(command: list[str], log: Path) -> _Peak:
     return _Peak(resident, anonymous)
 
 
-def _status(pid: int) -> dict[str, int]:
+def process_memory(pid: int) -> dict[str, int]:
     """The sizes in /proc/PID/status, in bytes; none once the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()

@@ -7,7 +7,7 @@ by memory and every run sees the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ SEED = 2023
 CHUNK_ROWS = 1 << 14
 
 Vectors = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +93,28 @@ class Data:
         ids = [identifier for chunk in chunks for identifier in chunk.ids]
         return ids, np.concatenate([c.means for c in chunks]), np.concatenate([c.variances for c in chunks])
 
-    def write_parquet(self, path: Path, documents: int, *, with_text: bool) -> Path:
-        """Writes such a corpus as Parquet, float32 in fixed-size lists, holding a chunk of it at a time."""
+    def write_parquet(
+        self, path: Path, documents: int, *, with_text: bool, columns: Mapping[str, Numbers] | None = None
+    ) -> Path:
+        """Writes such a corpus as Parquet, float32 in fixed-size lists, holding a chunk of it at a time; `columns` are
+        further ones, (documents,) each."""
         vector = pa.list_(pa.float32(), self.k)
         schema = pa.schema({"id": pa.string(), "mean": vector, "variance": vector})
         if with_text:
             schema = schema.append(pa.field("text", pa.string()))
+        numbers = columns or {}
+        for name in numbers:
+            schema = schema.append(pa.field(name, pa.int64()))
+        written = 0
         with pq.ParquetWriter(path, schema) as writer:
             for chunk in self.chunks(documents):
-                columns = [pa.array(chunk.ids), _lists(chunk.means), _lists(chunk.variances)]
+                arrays = [pa.array(chunk.ids), _lists(chunk.means), _lists(chunk.variances)]
                 if with_text:
-                    columns.append(pa.array(chunk.texts))
-                writer.write_table(pa.table(columns, schema=schema))
+                    arrays.append(pa.array(chunk.texts))
+                rows = slice(written, written + len(chunk.ids))
+                arrays += [pa.array(column[rows]) for column in numbers.values()]
+                written = rows.stop
+                writer.write_table(pa.table(arrays, schema=schema))
         return path
 
     def write_npz(self, path: Path, documents: int) -> Path:

@@ -38,7 +38,7 @@ ENCODED_BYTES = 1 << 30
 
 def searching(searcher: LocalSearcher, queries: Gaussians, batch: int, **options: int) -> Contender:
     """Searches as the product does it: encoding, scan, exact scores, and proof where the kind has one."""
-    asked = itertools.cycle(_batches(queries, batch))
+    asked = itertools.cycle(batches(queries, batch))
     effort: dict[str, Any] = {**options}
 
     def search() -> int:
@@ -126,7 +126,8 @@ def _rows(queries: int, batch: int) -> list[list[int]]:
     return [every[first : first + batch] for first in range(0, len(every), batch)]
 
 
-def _batches(queries: Gaussians, batch: int) -> Sequence[Gaussians]:
+def batches(queries: Gaussians, batch: int) -> Sequence[Gaussians]:
+    """The queries in batches of that many, in which each occurs equally often."""
     return [queries[torch.tensor(rows)] for rows in _rows(len(queries), batch)]
 
 

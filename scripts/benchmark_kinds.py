@@ -263,7 +263,7 @@ def _over_http(
     with (
         running(ours, ports["gaussearch"], "/readyz", folder / "serve.log"),
         running(naive, ports["naive"], "/openapi.json", folder / "naive.log"),
-        LoadGenerator(ports, corpus.queries, candidates=candidates) as load,
+        LoadGenerator.searching(ports, corpus.queries, candidates=candidates) as load,
     ):
         contenders = {name: load.contender(name, 16) for name in ports}
         series = take_turns(contenders, seconds=seconds, rounds=rounds)

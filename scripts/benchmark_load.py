@@ -4,7 +4,7 @@ Requests are bytes made beforehand, sent over connections that stay open; of a r
 are read. The first line on standard input says where to and what to send, every other line asks for one window of load,
 and each is answered by a line of JSON on standard output:
 
-    {"ports": {"ours": 8080}, "paths": {"ours": "/v1/search"}, "bodies": ["{...}", ...]}
+    {"ports": {"ours": 8080}, "paths": {"ours": "/v1/search"}, "bodies": {"ours": ["{...}", ...]}, "headers": {}}
     {"target": "ours", "concurrency": 16, "seconds": 0.5, "requests": 48}
     {"target": "ours", "concurrency": 16, "collect": true}
 
@@ -18,6 +18,7 @@ import asyncio
 import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import orjson
@@ -171,16 +172,20 @@ async def run_window(client: Client, requests: list[bytes], first: int, command:
     }
 
 
-def request_bytes(path: str, body: str) -> bytes:
+def request_bytes(path: str, body: str, headers: Mapping[str, str]) -> bytes:
     """An HTTP/1.1 request that posts a JSON body."""
     content = body.encode()
     head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
 def main() -> None:
     setup = orjson.loads(sys.stdin.readline())
-    requests = {name: [request_bytes(path, body) for body in setup["bodies"]] for name, path in setup["paths"].items()}
+    requests = {
+        name: [request_bytes(path, body, setup["headers"]) for body in setup["bodies"][name]]
+        for name, path in setup["paths"].items()
+    }
     clients = {name: Client(port) for name, port in setup["ports"].items()}
     sent = dict.fromkeys(requests, 0)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -170,7 +170,7 @@ def take_turns(contenders: Mapping[str, Contender], *, seconds: float, rounds: i
     return series
 
 
-def environment(arguments: dict[str, Any]) -> dict[str, Any]:
+def environment(arguments: dict[str, Any], script: str = "benchmark.py") -> dict[str, Any]:
     """Where and with what the figures were made."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     versions = {"python": platform.python_version()}
@@ -181,7 +181,7 @@ def environment(arguments: dict[str, Any]) -> dict[str, Any]:
             continue
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"scripts/{script}", *sys.argv[1:]]),
         "arguments": arguments,
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",

@@ -1,6 +1,8 @@
-"""Draws the curves that scripts/benchmark.py has measured: recall against latency, and growth.
+"""Draws the curves that scripts/benchmark.py has measured: recall against latency, and growth; and
+quality against k, that scripts/text_quality.py --by-k has.
 
 python scripts/benchmark_plot.py figures.json --curves docs/recall-latency.svg --growth docs/growth.svg
+python scripts/benchmark_plot.py by-k.json --quality docs/quality-by-k.svg
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("figures", type=Path)
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--growth", type=Path)
+    parser.add_argument("--quality", type=Path)
     options = parser.parse_args()
     # The same file from the same figures, whenever it is drawn.
     plt.rcParams["svg.hashsalt"] = "gaussearch"
@@ -33,6 +36,8 @@ def main() -> None:
         _save(_curves([each for each in figures if each["part"] == "curves"]), options.curves)
     if options.growth:
         _save(_growth([each for each in figures if each["part"] == "growth"]), options.growth)
+    if options.quality:
+        _save(_quality([each for each in figures if each["part"] == "text"]), options.quality)
 
 
 def _points(figures: Figures) -> dict[tuple[str, str], list[tuple[float, float]]]:
@@ -86,6 +91,29 @@ def _growth(figures: Figures) -> Any:
         axes.set_xlabel("documents")
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=7)
+    return figure
+
+
+def _quality(figures: Figures) -> Any:
+    """Each measure of heads by their k, over a line at that of cosine."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for each in figures:
+        found[each["setting"]][each["measure"]] = each["value"]
+    cosine = found.pop("cosine")
+    heads = sorted(found.values(), key=lambda values: values["k"])
+    names = {"RR@10": "MRR@10", "nDCG@10": "nDCG@10", "R@100": "Recall@100"}
+    figure, panels = plt.subplots(1, len(names), figsize=(11, 3.6), layout="constrained")
+    for axes, (measure, title) in zip(panels, names.items(), strict=True):
+        sizes = [values["k"] for values in heads]
+        axes.plot(sizes, [values[measure] for values in heads], marker="o", markersize=4, label="-KL, head of k")
+        axes.axhline(cosine[measure], color="gray", linestyle="--", label=f"cosine, {cosine['k']:.0f} dimensions")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("k")
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=7, loc="lower right")
     return figure
 
 

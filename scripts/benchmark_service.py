@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,7 +47,7 @@ def service_part(data: Data, documents: int, folder: Path, seconds: float, round
     with (
         running([*ours, "--port", str(ports["gaussearch"])], ports["gaussearch"], "/readyz", folder / "serve.log"),
         running([*naive, "--port", str(ports["naive"])], ports["naive"], "/openapi.json", folder / "naive.log"),
-        LoadGenerator(ports, data.queries) as load,
+        LoadGenerator.searching(ports, data.queries) as load,
     ):
         yield from _check_answers(load, engine, data.queries)
         for concurrency in CONCURRENCIES:
@@ -121,12 +121,24 @@ def _check_answers(load: LoadGenerator, engine: LocalSearcher, queries: Gaussian
 class LoadGenerator:
     """benchmark_load.py as a child: a context manager."""
 
-    def __init__(self, ports: dict[str, int], queries: Gaussians, **options: int) -> None:
+    def __init__(
+        self,
+        ports: Mapping[str, int],
+        paths: Mapping[str, str],
+        bodies: Mapping[str, list[str]],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Ports, paths and JSON bodies of each target; `headers` come with every request."""
+        self._setup = {"ports": ports, "paths": paths, "bodies": bodies, "headers": headers or {}}
+
+    @classmethod
+    def searching(cls, ports: Mapping[str, int], queries: Gaussians, **options: int) -> LoadGenerator:
+        """One that sends each of these queries to services out of PATHS."""
         pairs = zip(queries.means.double().tolist(), queries.variances.double().tolist(), strict=True)
         bodies = [
             json.dumps({"mean": mean, "variance": variance, "top_k": TOP_K, **options}) for mean, variance in pairs
         ]
-        self._setup = {"ports": ports, "paths": PATHS, "bodies": bodies}
+        return cls(ports, {name: PATHS[name] for name in ports}, dict.fromkeys(ports, bodies))
 
     def __enter__(self) -> LoadGenerator:
         command = [sys.executable, str(HERE / "benchmark_load.py")]
@@ -140,7 +152,7 @@ class LoadGenerator:
         stop(self._process)
 
     def contender(self, target: str, concurrency: int) -> Contender:
-        """So many clients, each of which sends its next query when the last one is answered."""
+        """So many clients, each of which sends its next request when the last one is answered."""
 
         def work_for(seconds: float) -> Turn:
             answer = self.window(target, concurrency, seconds=seconds, requests=WAVES * concurrency)
@@ -174,7 +186,7 @@ class LoadGenerator:
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int, path: str, log: Path) -> Iterator[None]:
+def running(command: list[str], port: int, path: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A server as a child, from the moment it answers 200 at `path` to the end of the block."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("GAUSSEARCH_")}
     with log.open("wb") as output:
@@ -185,7 +197,7 @@ def running(command: list[str], port: int, path: str, log: Path) -> Iterator[Non
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command} does not serve:\n{log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.1)
-        yield
+        yield process
     finally:
         stop(process)
 

@@ -85,7 +85,7 @@ cat <<TEXT
 
 The service is stopped again. To go on:
 
-  .venv/bin/gaussearch serve --index demo-index       then open http://127.0.0.1:8080/docs
+  .venv/bin/gaussearch serve --index demo-index       then open http://127.0.0.1:8080/
   .venv/bin/python scripts/demo.py --query q7         another of the sample's queries, q0 to q399
   .venv/bin/gaussearch --help                         build an index of your own, search it, verify it
 

@@ -13,10 +13,11 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from index.build_options import BuildOptions
+from index.build_options import BuildOptions, CompactOptions, EncodeOptions, WriteOptions
 from index.errors import GaussearchError, IndexDirectoryError, InvalidInputError, ResourceError
+from service import server  # noqa: F401 (brings all that raises errors, which the command imports when it serves)
 from service.cli import app
-from service.options import option_name
+from service.options import fields_of, option_name, variable_of
 from service.problems import PROBLEMS, ServiceError
 from service.runs import RemoteError
 from service.schemas import SearchOptions, SimilarRequest
@@ -24,6 +25,8 @@ from service.settings import ENV_PREFIX, ServiceSettings
 
 ABSTRACT = {InvalidInputError, IndexDirectoryError, ResourceError, ServiceError}
 """Errors that only their subclasses are raised as."""
+
+COMMON = set(WriteOptions.model_fields)
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -36,10 +39,11 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def options(model: type[BaseModel]) -> str:
     rows = []
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         default = field.default.value if isinstance(field.default, Enum) else field.default
         shown = "required" if default is PydanticUndefined else "" if default is None else f"`{default}`"
-        rows.append([f"`{option_name(name)}`", f"`{ENV_PREFIX}{name.upper()}`", shown, str(field.description)])
+        variable = variable_of(name, field, ENV_PREFIX)
+        rows.append([f"`{option_name(name)}`", f"`{variable}`" if variable else "", shown, str(field.description)])
     return table(["option", "variable", "default", "meaning"], rows)
 
 
@@ -49,7 +53,9 @@ def descendants(kind: type[GaussearchError]) -> set[type[GaussearchError]]:
 
 def errors() -> str:
     rows = []
-    for kind in descendants(GaussearchError) | {RemoteError}:
+    # Scripts have errors of their own, which may have been imported, too.
+    ours = {kind for kind in descendants(GaussearchError) if kind.__module__.split(".")[0] in ("index", "service")}
+    for kind in ours | {RemoteError}:
         problem = PROBLEMS.get(kind)
         if problem is not None:
             rows.append((str(problem.status.value), f"`{kind.code}`", f"{problem.title}."))
@@ -67,8 +73,23 @@ def request_options() -> str:
     return table(["option", "default", "meaning"], rows)
 
 
-def search_options() -> str:
-    command = typer.main.get_command(app).commands["search"]  # type: ignore[attr-defined]
+def write_options() -> str:
+    """What the commands that change an index share, and what is compact's own; add takes its columns as build does."""
+    rows = [
+        *((name, field, "all that publish") for name, field in WriteOptions.model_fields.items()),
+        *((name, field, "compact") for name, field in CompactOptions.model_fields.items() if name not in COMMON),
+    ]
+    cells = []
+    for name, field, command in rows:
+        default = "" if field.default is None else f"`{field.default}`"
+        cells.append(
+            [f"`{option_name(name)}`", command, f"`{ENV_PREFIX}{name.upper()}`", default, str(field.description)]
+        )
+    return table(["option", "command", "variable", "default", "meaning"], cells)
+
+
+def command_options(name: str) -> str:
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     rows = []
     for parameter in command.params:
         if parameter.name != "help":
@@ -81,7 +102,10 @@ def search_options() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "settings": lambda: options(ServiceSettings),
     "build options": lambda: options(BuildOptions),
-    "search options": search_options,
+    "encode options": lambda: options(EncodeOptions),
+    "write options": write_options,
+    "search options": lambda: command_options("search"),
+    "evaluate options": lambda: command_options("evaluate"),
     "request options": request_options,
     "error codes": errors,
 }
