@@ -3,11 +3,12 @@ services over those.
 """
 
 import contextlib
+import gc
 import os
-import threading
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -15,12 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
 from service.settings import ENV_PREFIX
-from tests.serving import PATIENCE, Client, GatedSearcher, Served, open_client, wait_until
+from tests.serving import Client, GatedSearcher, Served, listening, open_client
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.browsing import Tab
 
 # A shared machine may take any time for an example; what is slow shows in pytest's own timeout.
 hypothesis.settings.register_profile("gaussearch", deadline=None)
@@ -32,10 +37,33 @@ MakeIndex = Callable[..., IndexDirectory]
 Serve = Callable[..., Client]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the modules (pytest -n), what may take longest is begun first, so that nothing long
+    is left to one of them at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    patience: dict[Path, float] = {}
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        patience[item.path] = max(patience.get(item.path, 0.0), limit.args[0] if limit is not None else 0.0)
+    items.sort(key=lambda item: -patience[item.path])
+
+
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """The folder of the carried WordNet sample: documents.parquet and queries.parquet."""
     return SAMPLE
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """No garbage is collected. CPython 3.11 cannot parse ("AST constructor recursion depth mismatch") where a
+    collection in the middle of it leads to something that parses, too, as the printing of a traceback does; and
+    hypothesis and schemathesis parse all the time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -122,34 +150,80 @@ def serve() -> Iterator[Serve]:
 def gated(monkeypatch: pytest.MonkeyPatch, served: Served) -> GatedSearcher:
     """A gated searcher of `served`, which every application made after this loads."""
     searcher = GatedSearcher(LocalSearcher(served.directory))
-    monkeypatch.setattr("service.live_index.load", lambda _: searcher)
+    monkeypatch.setattr("service.live_index.load", lambda *_: searcher)
     return searcher
 
 
 @pytest.fixture
 def listen() -> Iterator[Callable[..., int]]:
-    """Serves an application on a loopback port, over real sockets in this process: listen(app) -> port."""
+    """Serves an application on a loopback port as the product does, but in this process: listen(app) -> port."""
     with contextlib.ExitStack() as stack:
 
         def start(app: FastAPI) -> int:
-            server = uvicorn.Server(
-                uvicorn.Config(app, host="127.0.0.1", port=0, http="httptools", ws="none", log_config=None)
-            )
-            thread = threading.Thread(target=server.run, daemon=True)
-            thread.start()
-
-            def stop() -> None:
-                server.should_exit = True
-                thread.join(PATIENCE)
-                assert not thread.is_alive()
-
-            stack.callback(stop)
-            wait_until(lambda: server.started)
-            wait_until(lambda: app.state.gaussearch.live.ready)
-            port: int = server.servers[0].sockets[0].getsockname()[1]
-            return port
+            return stack.enter_context(listening(app))
 
         yield start
+
+
+PARTS = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
+
+
+@pytest.fixture(scope="session")
+def dictionary(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> IndexDirectory:
+    """An index of the whole sample, with two more fields to filter by. Not to be changed by any test."""
+    folder = tmp_path_factory.mktemp("dictionary")
+    table = pq.read_table(sample / "documents.parquet")
+    texts, ids = table["text"].to_pylist(), table["id"].to_pylist()
+    table = table.append_column("part", pa.array([PARTS[name[0]] for name in ids]))
+    table = table.append_column("words", pa.array([len(text.split()) for text in texts]))
+    pq.write_table(table, folder / "documents.parquet")
+    directory = IndexDirectory(folder / "wordnet")
+    build_index([folder / "documents.parquet"], directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium; tests that ask for it are skipped where there is none. A module's, because while it is open asyncio
+    takes a loop to be running in this thread."""
+    # Here, so that what needs no browser runs where Playwright is not installed.
+    from tests.browsing import open_browser
+
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_tab(browser: "Browser") -> Iterator[Callable[..., "Tab"]]:
+    """Opens the page of a service: open_tab(port, path, **options); what must not happen in it fails the test."""
+    from tests.browsing import Tab
+
+    with contextlib.ExitStack() as stack:
+
+        def start(port: int, path: str = "", **options: Any) -> Tab:
+            tab = Tab.open(browser, port, path, **options)
+            stack.callback(tab.close)
+            return tab
+
+        yield start
+
+
+@contextlib.contextmanager
+def folder_in_memory(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: for hundreds of publications, whose syncs take time on a disk."""
+    shared = Path("/dev/shm")  # noqa: S108 (the folder made in it is not shared)
+    if not os.access(shared, os.W_OK):
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(prefix="gaussearch-", dir=shared) as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one."""
+    with folder_in_memory(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,12 +3,8 @@
     python -m tests.interrupting FOLDER HOW:STRIDE ...
 
 FOLDER holds live.parquet and corpus.jsonl. Each try starts from a copy of an index of the first, builds the second over
-it, and interrupts that build at moment 1, 1 + STRIDE, ... until a build comes through. A moment is just before anything
-is changed in the file system: a file opened for writing, synced, renamed or removed, a folder made or removed.
-
-HOW is kill (SIGKILL), terminate (SIGTERM), interrupt (KeyboardInterrupt), torn (SIGKILL with half of the file that is
-being synced missing), or full (files can grow no further than so many bytes). Prints a line of JSON for each try, and
-first of all one with what uninterrupted builds give.
+it, and interrupts that build at moment 1, 1 + STRIDE, ... until a build comes through. HOW, and what a moment is, says
+tests/faults.py. Prints a line of JSON for each try, and first of all one with what uninterrupted builds give.
 
 Each try is a fork of this process, which has imported everything and started no threads: importing takes seconds, and
 a test has hundreds of tries.
@@ -17,81 +13,17 @@ a test has hundreds of tries.
 import gc
 import importlib
 import json
-import os
-import resource
 import shutil
-import signal
-import stat
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import index.build_encoding
-import index.durable
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.durable import checksum
+from tests.faults import arm, in_a_fork, one_after_the_other
 
 OPTIONS = BuildOptions(segment_docs=4, on_error="skip", device="cpu")
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 QUERY = Gaussians.from_arrays([[0.3, -0.2]], [[1.0, 0.5]])
-
-
-def in_a_fork(work: Callable[[], Any]) -> Any:
-    """What `work` returns in a process of its own, through JSON; None where that process died of it."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        try:
-            os.write(writer, json.dumps(work()).encode())
-        except BaseException as error:  # noqa: BLE001 (interruptions are what is reported)
-            os.write(writer, json.dumps({"error": type(error).__name__, "message": str(error)}).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(answer) if answer else None
-
-
-def arm(how: str, moment: int) -> None:
-    """Has this process interrupted at that moment."""
-    if how == "full":
-        # Python ignores SIGXFSZ, so that a write beyond the limit fails as one to a full disk does.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (moment - 1, resource.RLIM_INFINITY))
-        return
-    passed = 0
-    synced: set[int] = set()
-    sync = os.fsync
-
-    def pass_moment() -> None:
-        nonlocal passed
-        passed += 1
-        if passed != moment:
-            return
-        if how == "interrupt":
-            raise KeyboardInterrupt
-        os.kill(os.getpid(), signal.SIGTERM if how == "terminate" else signal.SIGKILL)
-
-    def on_event(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if how != "torn" and (writes or event in CHANGES):
-            pass_moment()
-
-    def fsync(descriptor: int) -> None:
-        file = os.fstat(descriptor)
-        # What has been synced before is whole, so that only the first time is a moment at which it can be torn.
-        if stat.S_ISREG(file.st_mode) and not (how == "torn" and file.st_ino in synced):
-            if how == "torn" and passed + 1 == moment:
-                os.truncate(f"/proc/self/fd/{descriptor}", file.st_size // 2)
-            pass_moment()
-        synced.add(file.st_ino)
-        sync(descriptor)
-
-    os.fsync = fsync  # type: ignore[assignment]
-    sys.addaudithook(on_event)
 
 
 def build(folder: Path, directory: Path) -> dict[str, Any]:
@@ -140,11 +72,8 @@ def try_all(folder: Path, how: str, stride: int) -> None:
 
         def interrupted(moment: int = moment) -> dict[str, Any]:
             if how != "kill":
-                # One thing after the other, so that a moment is the same at every try. Kills hit a build that works on
-                # several segments, as builds do.
-                index.build_encoding.available_cores = lambda: 1  # type: ignore[attr-defined]
-                index.build_encoding.SEGMENTS_WAITING = 0
-                index.durable.Syncer.sync = lambda _, path: index.durable.sync(path)  # type: ignore[assignment,method-assign]
+                # Kills hit a build that works on several segments, as builds do.
+                one_after_the_other()
             arm(how, moment)
             return build(folder, directory)
 

@@ -1,19 +1,23 @@
 """Services under test: clients of applications in this process, and a searcher that waits to be told to go on."""
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from index import Gaussians, IndexDirectory, Ranking, Searcher
 from index.interface import Stop
+from index.selection import DocumentFilter
 from service.app import create_app
+from service.server import uvicorn_options
 from service.settings import ServiceSettings
 from service.state import State
 
@@ -103,6 +107,24 @@ def open_client(directory: IndexDirectory, ready: bool = True, **settings: Any) 
     return client
 
 
+@contextlib.contextmanager
+def listening(app: FastAPI, *, port: int = 0, ready: bool = True) -> Iterator[int]:
+    """Serves an application over real sockets, in a thread of this process, as `gaussearch serve` does: its port.
+    `ready` waits for the index to be loaded."""
+    options = {**uvicorn_options(app.state.gaussearch.settings), "port": port}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        wait_until(lambda: app.state.gaussearch.live.ready or not ready)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
 class GatedSearcher:
     """A searcher whose searches say that they have begun and wait for `gate`; `error`, if set, is raised instead."""
 
@@ -111,7 +133,7 @@ class GatedSearcher:
         self.manifest, self.name, self.device = searcher.manifest, searcher.name, searcher.device
         self.precision = searcher.precision
         self.document, self.payloads, self.explain = searcher.document, searcher.payloads, searcher.explain
-        self.effort_for = searcher.effort_for
+        self.effort_for, self.matching = searcher.effort_for, searcher.matching
         self.gate = threading.Event()
         self.gate.set()
         self.error: BaseException | None = None
@@ -126,6 +148,7 @@ class GatedSearcher:
         candidates: int | None = None,
         nprobe: int | None = None,
         exact: bool = False,
+        filter: DocumentFilter | None = None,  # noqa: A002
         stop: Stop | None = None,
     ) -> list[Ranking]:
         """As LocalSearcher, once the gate is open."""
@@ -133,4 +156,6 @@ class GatedSearcher:
         assert self.gate.wait(PATIENCE)
         if self.error is not None:
             raise self.error
-        return self._searcher.search(queries, top_k, candidates=candidates, nprobe=nprobe, exact=exact)
+        return self._searcher.search(
+            queries, top_k, candidates=candidates, nprobe=nprobe, exact=exact, filter=filter, stop=stop
+        )

@@ -16,6 +16,7 @@ from index import Effort, GaussearchError, Gaussians, Ranking, Searcher
 from index.documents import Numbers
 from index.errors import InvalidGaussiansError
 from index.interface import Stop
+from index.selection import DocumentFilter
 from service.batching import FETCHED_TOGETHER, Batcher, Found
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
@@ -51,6 +52,7 @@ class FakeSearcher:
         candidates: int | None = None,
         nprobe: int | None = None,
         exact: bool = False,
+        filter: DocumentFilter | None = None,  # noqa: A002
         stop: Stop | None = None,
     ) -> list[Ranking]:
         values = queries.means[:, 0].tolist()
@@ -385,6 +387,99 @@ def test_a_bad_query_fails_its_own_request_only(bench: Open, bad: Gaussians) -> 
         assert isinstance(refused, InvalidGaussiansError)
         assert ids(cast("Found", one)) == [["1/0"]]
         assert ids(cast("Found", two)) == [["2/0", "2/1"]]
+
+    run(scenario())
+
+
+def test_one_bad_query_among_many_costs_few_searches(bench: Open) -> None:
+    """Or whoever goes on sending such queries would have everybody searched for one by one."""
+
+    async def scenario() -> None:
+        b = bench(max_rows=64)
+        first = await b.occupied()
+        futures = [b.submit(query(BAD if value == 37 else value)) for value in range(64)]
+        b.searcher.gate.set()
+        await first
+        found = await asyncio.gather(*futures, return_exceptions=True)
+        assert isinstance(found.pop(37), InvalidGaussiansError)
+        assert [ids(cast("Found", one)) for one in found] == [[[f"{value}/0"]] for value in range(64) if value != 37]
+        # All together, and then two halves of what the bad one is in, down to itself.
+        assert [len(values) for values, _, _ in b.searcher.calls[1:]] == [64, 32, 32, 16, 8, 4, 4, 2, 1, 1, 2, 8, 16]
+
+    run(scenario())
+
+
+def test_halves_that_are_given_up_meanwhile_are_answered_and_not_searched(bench: Open) -> None:
+    async def scenario() -> None:
+        b = bench()
+        first = await b.occupied()
+        bad, late, cancelled, good = (b.submit(query(value), deadline=FAR) for value in (BAD, 2, 3, 4))
+        search = b.searcher.search
+
+        def slowly(*arguments: Any, **options: Any) -> list[Ranking]:
+            if len(b.searcher.calls) == 1:
+                b.batcher._batch[1].deadline = 0.0
+                b.batcher._batch[2].future.cancel()
+            return search(*arguments, **options)
+
+        b.searcher.search = slowly  # type: ignore[method-assign]
+        b.searcher.gate.set()
+        await first
+        assert ids(await good) == [["4/0"]]
+        with pytest.raises(InvalidGaussiansError):
+            await bad
+        with pytest.raises(DeadlineExceededError):
+            await late
+        assert cancelled.cancelled()
+        assert [values for values, _, _ in b.searcher.calls] == [[0], [BAD, 2, 3, 4], [BAD], [4]]
+
+    run(scenario())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_leaves_nobody_waiting(bench: Open) -> None:
+    async def scenario() -> None:
+        b = bench(max_rows=1)
+        futures = [await b.occupied(), b.submit(query(1)), b.submit(query(2, 3))]
+        b.searcher.error = SystemExit()  # type: ignore[assignment]
+        b.searcher.gate.set()
+        for outcome in await asyncio.gather(*futures, return_exceptions=True):
+            assert isinstance(outcome, NotReadyError)
+        with pytest.raises(NotReadyError):
+            b.submit(query(4))
+        await asyncio.to_thread(wait_until, lambda: not b.batcher.alive)
+        assert b.number("gaussearch_queue_rows") == 0
+
+    run(scenario())
+
+
+def test_turning_away_costs_the_same_however_long_the_queue(bench: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue is not looked through for each client that it turns away."""
+    looked_at: list[Any] = []
+    is_dropped = Batcher._is_dropped
+
+    def counted(batcher: Batcher, job: Any) -> bool:
+        looked_at.append(job)
+        return is_dropped(batcher, job)
+
+    async def scenario() -> None:
+        b = bench(queue_rows=500)
+        first = await b.occupied()
+        waiting = [b.submit(query(1)) for _ in range(500)]
+        monkeypatch.setattr(Batcher, "_is_dropped", counted)
+        monkeypatch.setattr(service.batching, "LOOKING_SHARE", 1e-9)
+        for _ in range(100):
+            with pytest.raises(OverloadedError):
+                b.submit(query(2))
+        assert len(looked_at) == 500
+        assert b.rejected("overloaded") == 100
+        # Some time later it is looked through again, and whoever has gone has left a place.
+        b.batcher._look_again_at = 0.0
+        waiting.pop().cancel()
+        waiting.append(b.submit(query(3)))
+        assert len(looked_at) == 1000
+        b.searcher.gate.set()
+        await asyncio.gather(first, *waiting)
 
     run(scenario())
 

@@ -1,15 +1,12 @@
 """A build that is interrupted at any moment leaves the live index as it was, and the same command finishes it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import random_gaussians, write_corpus
+from tests.programs import said_by
 
 STRIDES = {"kill": 1, "torn": 1, "terminate": 7, "interrupt": 5, "full": 97}
 
@@ -30,16 +27,7 @@ def tries(tmp_path_factory: pytest.TempPathFactory) -> Tries:
             line = {"id": f"new{row}", "mean": mean, "variance": variance, "text": f"text {row}", **bad}
             file.write(json.dumps(line) + "\n")
     ways = [f"{how}:{stride}" for how, stride in STRIDES.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.interrupting", str(folder), *ways],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    expected, *outcomes = map(json.loads, done.stdout.splitlines())
+    expected, *outcomes = said_by("interrupting", folder, *ways)
     return {"expected": [expected], **{how: [tried for tried in outcomes if tried["how"] == how] for how in STRIDES}}
 
 

@@ -83,7 +83,9 @@ def test_two_builds_write_the_same_bytes_but_for_their_time(make_index: MakeInde
     contents = []
     for name in ("one", "other"):
         files = files_of(make_index(documents, name=name, segment_docs=8, text=["é"] * 30))
-        assert files.pop("CURRENT").startswith(b"00000001.json ")
+        current = files.pop("CURRENT")
+        assert current.startswith(b"00000001.json ")
+        assert files.pop("manifests/00000001.blake3") == current
         manifest = json.loads(files.pop("manifests/00000001.json"))
         assert manifest.pop("created_at").endswith("+00:00")
         assert manifest["source"].pop("files") == [f"{name}.parquet"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import index.builder
+import index.build_run
 from index import BuildOptions, Corpus, IndexDirectory, LocalSearcher, build_index
 from index.errors import BuildError, DuplicateIdError, SourceError
 from index.staging import DocumentWriter
@@ -32,10 +32,8 @@ def row(name: object, **fields: Any) -> dict[str, Any]:
 
 
 def assert_untouched(directory: IndexDirectory) -> None:
-    """Nothing but the lock and empty folders is left of a build."""
-    assert [path.name for path in directory.path.rglob("*") if path.is_file()] == [".lock"]
-    assert not directory.staging.exists()
-    assert list(directory.segments.glob("*")) == []
+    """Nothing is left of a build, nor of the directory that it made."""
+    assert not directory.path.exists()
 
 
 @pytest.fixture
@@ -71,8 +69,14 @@ def test_a_corpus_without_documents_is_an_error_and_leaves_nothing(
 
 def test_a_corpus_of_bad_rows_only_is_an_error(tmp_path: Path, directory: IndexDirectory) -> None:
     corpus = write_lines(tmp_path / "bad.jsonl", [row("a", variance=[1.0, 0.0]), row("b", mean=[1.0, None])])
-    with pytest.raises(SourceError, match="no documents"):
+    listed = directory.path / "rejected.jsonl"
+    with pytest.raises(SourceError) as stopped:
         build_index([corpus], directory, SKIP)
+    assert str(stopped.value) == (
+        f"all 2 rows of {corpus} were left out, which {listed} lists. The first: {corpus} line 1, column 'variance': "
+        "component 1: it must be above zero (the value is 0.0)"
+    )
+    assert len(listed.read_text().splitlines()) == 2
     write_lines(corpus, [row("a")])
     assert build_index([corpus], directory, SKIP).manifest.source.rejected == 0
 
@@ -222,7 +226,7 @@ def test_a_list_of_skipped_rows_that_lost_its_end_is_made_again(
 ) -> None:
     corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
     with monkeypatch.context() as patch:
-        patch.setattr(index.builder, "encode_segments", lambda *_: 1 / 0)
+        patch.setattr(index.build_run, "encode_segments", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_index([corpus], directory, SKIP)
     with (directory.staging / "rejected.jsonl").open("r+b") as file:

@@ -12,10 +12,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import typer
+from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 import index.build_choice
-from index import BuildOptions, IndexDirectory, LocalSearcher
+from index import AddOptions, BuildOptions, CompactOptions, IndexDirectory, LocalSearcher, WriteOptions
+from index.build_options import EncodeOptions
 from service import cli
 from service.app import create_app
 from service.options import option_name
@@ -51,11 +54,47 @@ def plain(text: str) -> str:
 
 COMMANDS: dict[str, set[str]] = {
     "build": {"--index", *map(option_name, BuildOptions.model_fields)},
-    "inspect": {"--index"},
-    "verify": {"--index"},
+    "inspect": {"--index", "--plot"},
+    "verify": {"--index", "--generation"},
+    "add": {"--index", *map(option_name, AddOptions.model_fields)},
+    "delete": {"--index", "--ids", "--ids-file", *map(option_name, WriteOptions.model_fields)},
+    "compact": {"--index", *map(option_name, CompactOptions.model_fields)},
+    "generations": {"--index", "--pin", "--unpin", "--wait", "--format"},
+    "rollback": {"GENERATION", "--index", *map(option_name, WriteOptions.model_fields)},
+    "backup": {"TARGET", "--index", "--generation"},
+    "restore": {"SOURCE", "--index", *map(option_name, WriteOptions.model_fields)},
+    "encode": {"INPUT", "OUTPUT.parquet", *map(option_name, EncodeOptions.model_fields)},
     "search": {
-        *("--queries", "--index", "--url", "--top-k", "--format", "--device", "--api-key"),
+        *(
+            "--queries",
+            "--text",
+            "--model",
+            "--text-column",
+            "--candidates",
+            "--nprobe",
+            "--exact",
+            "--index",
+            "--url",
+            "--top-k",
+            "--format",
+            "--device",
+            "--api-key",
+            "--ca",
+        ),
         *("--id-column", "--mean-column", "--variance-column", "--variance-as"),
+    },
+    "evaluate": {
+        *("--qrels", "--run", "--index", "--url", "--queries", "--measures", "--against", "--per-query", "--save-run"),
+        *("--format", "--top-k", "--candidates", "--nprobe", "--exact", "--device", "--api-key", "--ca"),
+        *(
+            "--model",
+            "--text-column",
+            "--relevant-column",
+            "--id-column",
+            "--mean-column",
+            "--variance-column",
+            "--variance-as",
+        ),
     },
     "serve": set(map(option_name, ServiceSettings.model_fields)),
 }
@@ -67,7 +106,13 @@ def test_help_explains_every_option(run: Run, command: str) -> None:
     assert shown.exit_code == 0
     for name in COMMANDS[command]:
         assert name in plain(shown.output)
-    fields = {"build": BuildOptions.model_fields, "serve": ServiceSettings.model_fields}.get(command, {})
+    models: dict[str, type[BaseModel]] = {
+        "build": BuildOptions,
+        "add": AddOptions,
+        "compact": CompactOptions,
+        "serve": ServiceSettings,
+    }
+    fields = models[command].model_fields if command in models else {}
     for name, field in fields.items():
         assert str(field.description).split(".")[0][:30] in plain(shown.output)
         assert f"{ENV_PREFIX}{name.upper()}" in plain(shown.output)
@@ -75,9 +120,7 @@ def test_help_explains_every_option(run: Run, command: str) -> None:
 
 def test_help_lists_every_command(run: Run) -> None:
     shown = run("--help")
-    assert {
-        command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
-    } == set(COMMANDS)
+    assert set(typer.main.get_command(cli.app).commands) == set(COMMANDS)  # type: ignore[attr-defined]
     assert all(command in shown.output for command in COMMANDS)
 
 
@@ -122,6 +165,33 @@ def test_build_inspect_and_verify(run: Run, tmp_path: Path) -> None:
     assert (verified.exit_code, "30 documents" in verified.output) == (0, True)
     again = run("build", corpus, "--index", tmp_path / "i", "--encoding", "folded", "--segment-docs", "12")
     assert "already up to date" in again.output
+
+
+def test_a_build_says_what_it_replaces(run: Run, tmp_path: Path) -> None:
+    def build(documents: int, k: int) -> list[str]:
+        corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(documents, k))
+        done = run("build", corpus, "--index", tmp_path / "i")
+        assert done.exit_code == 0, done.output
+        return [line for line in done.stdout.splitlines() if line.startswith("replaces")]
+
+    assert build(30, 4) == []
+    assert build(30, 4) == []
+    replaces = "replaces generation 1 of 30 documents, k = 4; gaussearch rollback 1 goes back to it"
+    assert build(1200, 4) == [replaces]
+    for row in range(2):
+        assert run("delete", "--index", tmp_path / "i", "--ids", f"d{row}").exit_code == 0
+    assert build(1200, 4) == [
+        "replaces generation 4 of 1,198 documents, k = 4, and 2 changes made to it since it was built; gaussearch "
+        "rollback 4 goes back to it"
+    ]
+    assert run("delete", "--index", tmp_path / "i", "--ids", "d0").exit_code == 0
+    (replaced,) = build(20, 5)
+    assert "generation 6 of 1,199 documents, k = 4, and 1 change made to it since" in replaced
+    assert run("rollback", 6, "--index", tmp_path / "i").exit_code == 0
+    assert IndexDirectory(tmp_path / "i").manifest().k == 4
+    # What is damaged is replaced, too, and cannot be told.
+    IndexDirectory(tmp_path / "i").current_file.write_text("nonsense")
+    assert build(21, 5) == []
 
 
 def test_verify_names_what_is_damaged(run: Run, make_index: MakeIndex) -> None:

@@ -10,9 +10,10 @@ from torch.distributions import Normal, kl_divergence
 import index.clustering
 from index import Encoding, Gaussians, LocalSearcher, Standardisation, encode_documents, encode_queries
 from index.clustering import cluster, nearest_lists
+from index.codes_record import CodesRecord, ListsRecord
 from index.errors import InvalidOptionError
 from index.lists import Lists
-from index.manifest import CodesRecord, FileEntry, ListsRecord
+from index.records import FileEntry
 from tests.conftest import MakeIndex, Serve, random_gaussians
 from tests.rankings import assert_exact, exact_scores, ids_of
 
@@ -102,7 +103,7 @@ def test_the_lists_that_are_scanned_are_those_whose_centroids_are_nearest(
     codes = searcher.manifest.codes
     assert codes is not None
     assert codes.lists is not None
-    lists = Lists.from_bytes(directory.structure(codes.lists, verify=True).read_bytes())
+    lists = Lists.from_bytes(directory.structure(codes.lists).contents(codes.lists.file.bytes))
     queries = random_gaussians(30, 12, seed=6)
     vectors = encode_queries(queries, Encoding.FOLDED, searcher.manifest.standardisation.restore())
     nearest = (vectors @ torch.from_numpy(lists.centroids).T).topk(5, dim=1).indices.numpy()
@@ -136,9 +137,13 @@ def test_lists_for_other_numbers_of_results(nprobe: list[list[int]], top_k: int,
         dimensions=9,
         candidates=[[10, 10]],
         breadth=1.0,
-        lists=ListsRecord(name=name, file=entry, lists=100, nprobe=nprobe),
+        lists=ListsRecord(name=name, file=entry, segments=1, lists=100, nprobe=nprobe, documents=3000),
     )
     assert codes.nprobe_for(top_k) == expected
+    # The best of fewer documents are in as many lists as more of the best of all; no more documents need fewer.
+    assert codes.nprobe_for(top_k, among=3000) == codes.nprobe_for(top_k, among=9000) == expected
+    assert codes.nprobe_for(top_k, among=300) == codes.nprobe_for(10 * top_k)
+    assert codes.nprobe_for(top_k, among=0) == codes.nprobe_for(3000 * top_k)
 
 
 def test_every_list_is_everything(make_index: MakeIndex, documents: Gaussians) -> None:

@@ -19,6 +19,7 @@ from index.projection import Projection
 from index.scalar_codebook import ScalarCodebook
 from index.scalar_codes import no_ranges
 from index.shortlist import Shortlist
+from index.untrusted import IndexFile
 from tests.conftest import random_gaussians
 
 DIGITS = 24
@@ -168,7 +169,7 @@ def test_codes_come_back_from_a_file_that_faiss_reads(fitted: Fitted, tmp_path: 
     path = tmp_path / "vectors.faiss"
     entry = write_codes(path, fitted.codes, fitted.codebook.centroids)
     assert entry.bytes == path.stat().st_size
-    np.testing.assert_array_equal(read_codes(path, 3000, fitted.codebook.centroids), fitted.codes)
+    np.testing.assert_array_equal(read_codes(IndexFile(path), 3000, fitted.codebook.centroids), fitted.codes)
     index = faiss.read_index(str(path))
     np.testing.assert_allclose(
         index.reconstruct_n(0, 3000), what_codes_say(fitted.codes, fitted.codebook), rtol=1e-6, atol=1e-6
@@ -179,15 +180,15 @@ def test_a_file_of_anything_else_is_refused(fitted: Fitted, tmp_path: Path) -> N
     centroids, path = fitted.codebook.centroids, tmp_path / "vectors.faiss"
     write_codes(path, fitted.codes, centroids)
     with pytest.raises(CorruptIndexError, match=r"vectors\.faiss holds \(3000, 12\) codes, not 2999 of 24 digits"):
-        read_codes(path, 2999, centroids)
+        read_codes(IndexFile(path), 2999, centroids)
     with pytest.raises(CorruptIndexError, match="other centroids"):
-        read_codes(path, 3000, centroids + 1)
+        read_codes(IndexFile(path), 3000, centroids + 1)
     faiss.write_index(faiss.IndexFlatIP(4), str(path))
-    with pytest.raises(CorruptIndexError, match="holds no codes"):
-        read_codes(path, 3000, centroids)
+    with pytest.raises(CorruptIndexError, match="holds no codes, but something of the form 'IxFI'"):
+        read_codes(IndexFile(path), 3000, centroids)
     path.write_bytes(b"nothing")
-    with pytest.raises(CorruptIndexError, match="is not a FAISS index"):
-        read_codes(path, 3000, centroids)
+    with pytest.raises(CorruptIndexError, match="holds no codes"):
+        read_codes(IndexFile(path), 3000, centroids)
 
 
 def test_vectors_may_lie_anywhere_in_memory(fitted: Fitted) -> None:

@@ -20,8 +20,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from service.exposure import ExposedError, require_key_or_loopback
+from service.keys import Keys
+from service.settings import ServiceSettings
+from service.tls import server_context
+
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ["cpu", "gpu"]
+CERTIFICATE = ROOT / "tests" / "tls" / "certificate.pem"
 
 
 def dockerfile_stages() -> dict[str, list[tuple[str, str]]]:
@@ -125,8 +131,13 @@ class Alive(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def alive() -> Iterator[int]:
+def alive(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a service that lives; over HTTPS where the test's parameter is a certificate."""
+    certificate: Path | None = getattr(request, "param", None)
     with ThreadingHTTPServer(("127.0.0.1", 0), Alive) as server:
+        if certificate is not None:
+            context = server_context(certificate, certificate.with_name("key.pem"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -134,9 +145,10 @@ def alive() -> Iterator[int]:
         thread.join()
 
 
-def run_healthcheck(program: str, port: int) -> int:
+def run_healthcheck(program: str, port: int, **settings: str) -> int:
     # A proxy that nothing listens on: the check must not ask it.
-    environment = {"GAUSSEARCH_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    proxy = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
+    environment = {"GAUSSEARCH_PORT": str(port), **proxy, **settings}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False).returncode
 
 
@@ -146,6 +158,31 @@ def test_the_health_check_tells_a_living_service_from_a_dead_one(target: str, al
     assert run_healthcheck(program, alive) == 0
     assert run_healthcheck(program.replace("/livez", "/elsewhere"), alive) != 0
     assert run_healthcheck(program, 9) != 0
+
+
+@pytest.mark.parametrize("alive", [CERTIFICATE], indirect=True)
+def test_the_health_check_speaks_tls_where_the_service_does(alive: int) -> None:
+    program = healthcheck_program("cpu")
+    assert run_healthcheck(program, alive, GAUSSEARCH_TLS_CERTIFICATE=str(CERTIFICATE)) == 0
+    assert run_healthcheck(program, alive) != 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_image_serves_nobody_without_a_key_unless_it_is_told_to(target: str) -> None:
+    environment = dict(pair.partition("=")[::2] for pair in only(target, "ENV").split() if "=" in pair)
+    settings = {name.removeprefix("GAUSSEARCH_").lower(): value for name, value in environment.items()}
+    assert not {"api_key", "admin_key", "allow_anonymous"} & set(settings)
+    own = {name: value for name, value in settings.items() if name in ServiceSettings.model_fields}
+    assert own["host"] == "0.0.0.0"  # noqa: S104
+    with pytest.raises(ExposedError):
+        require_key_or_loopback(ServiceSettings.model_validate(own), Keys())
+
+
+@pytest.mark.parametrize("name", ["search", "search-gpu"])
+def test_compose_serves_without_a_key_because_it_publishes_to_this_machine(name: str) -> None:
+    service = compose_service(name)
+    assert service["environment"] == ["GAUSSEARCH_API_KEY", "GAUSSEARCH_ALLOW_ANONYMOUS=true"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
 @pytest.mark.parametrize("name", ["build", "search", "search-gpu"])
@@ -187,7 +224,7 @@ def test_the_build_job_reads_the_sample() -> None:
     assert build["entrypoint"] == ["python", "/opt/gaussearch/scripts/build_index.py"]
 
 
-@pytest.mark.parametrize("extra", ["", "cpu", "dev"])
+@pytest.mark.parametrize("extra", ["", "cpu", "evaluate", "plot", "dev"])
 def test_every_dependency_is_pinned_to_a_version_the_project_allows(extra: str) -> None:
     table = project()
     pinned = pins()

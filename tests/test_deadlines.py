@@ -160,6 +160,27 @@ def test_a_dead_search_thread_is_not_alive_and_not_ready(
         assert (response.status_code, response.json()["code"]) == (503, "not_ready")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_search_thread_that_dies_under_load_leaves_nobody_to_their_deadlines(
+    slow: Client, gated: GatedSearcher
+) -> None:
+    async def scenario() -> None:
+        tasks = [await under_way(slow, gated)]
+        tasks += [asyncio.create_task(slow.send("/v1/search", SEARCH, headers={TIMEOUT: "60000"})) for _ in range(2)]
+        await queued(slow, 2)
+        gated.error = SystemExit()
+        gated.gate.set()
+        for task in tasks:
+            answer = await task
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+
+    slow.run(scenario())
+    wait_until(lambda: not slow.state.batcher.alive)
+    for path in ("/livez", "/readyz"):
+        assert slow.get(path).status_code == 503
+    assert slow.post("/v1/search", SEARCH).status_code == 503
+
+
 def test_bad_queries_that_wait_together_fail_alone(slow: Client, gated: GatedSearcher) -> None:
     """A variance that float64 holds and float32 does not is found by the searcher, in the middle of a batch."""
 

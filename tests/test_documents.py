@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from index import Gaussians, LocalSearcher
+from index.documents import GaussianStore
 from index.errors import DocumentNotFoundError
 from tests.conftest import MakeIndex, random_gaussians
 from tests.rankings import exact_scores, ids_of
@@ -45,6 +46,14 @@ def test_payloads_come_in_the_order_asked_for_across_segments(make_index: MakeIn
     numbers = np.array([19, 0, 7, 7, 12, 3])
     assert searcher.payloads(numbers) == [{"place": row, "even": row % 2 == 0} for row in numbers.tolist()]
     assert searcher.payloads(np.array([], dtype=np.int64)) == []
+
+
+def test_no_documents_of_several_segments_are_no_gaussians() -> None:
+    """As where every query of a search finds too few candidates to score them."""
+    store = GaussianStore([np.ones((3, 4), np.float32), np.ones((2, 4), np.float32)])
+    for numbers in (np.empty((0, 7), np.int64), np.empty((2, 0), np.int64), np.empty(0, np.int64)):
+        means, variances = store.gaussians(numbers)
+        assert means.shape == variances.shape == (*numbers.shape, 2)
 
 
 def test_a_ranking_leads_to_its_documents(make_index: MakeIndex) -> None:

@@ -17,10 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_exported_names_are_pinned() -> None:
     assert sorted(index.__all__) == [
-        "BuildOptions", "BuildSummary", "Columns", "Corpus", "Document", "Effort", "Encoding", "Explanation",
-        "GaussearchError", "Gaussians", "IndexDirectory", "LocalSearcher", "Manifest", "Precision", "Progress",
-        "Ranking", "Searcher", "Standardisation", "VarianceAs", "build_index", "encode_documents",
-        "encode_queries", "negative_kl",
+        "AddOptions", "BuildOptions", "BuildSummary", "ChangeSummary", "Columns", "CompactOptions", "Corpus",
+        "Document", "Effort", "Encoding", "Evidence", "Explanation", "Filter", "GaussearchError", "Gaussians",
+        "GenerationNotFoundError", "IndexDirectory", "LocalSearcher", "Manifest", "Precision", "Progress", "Ranking",
+        "Retention", "Searcher", "Standardisation", "VarianceAs", "WriteOptions", "add_documents", "back_up",
+        "build_index", "compact_index", "delete_documents", "encode_documents", "encode_queries", "negative_kl",
+        "restore", "roll_back",
     ]  # fmt: skip
 
 
@@ -83,6 +85,7 @@ def test_faiss_is_imported_behind_a_few_seams_alone() -> None:
     assert {file for package in ("index", "service") for file, name in imports(package) if name == "faiss"} == {
         "index/codes.py",
         "index/factory.py",
+        "index/faiss_reading.py",
         "index/graph.py",
         "index/list_codes.py",
         "index/scalar_codes.py",

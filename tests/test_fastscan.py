@@ -11,8 +11,10 @@ import index.build_fit
 import index.builder
 import index.calibration
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index.codes_record import CodesRecord
 from index.errors import BuildError, CorruptIndexError, SourceError
-from index.manifest import CodesRecord, FileEntry, IndexKind, Manifest
+from index.manifest import IndexKind, Manifest
+from index.records import FileEntry
 from tests.approximate import all_equal, assert_scores_are_exact, stopped_build
 from tests.conftest import MakeIndex, Serve, random_gaussians, write_corpus
 from tests.rankings import assert_exact, exact_scores, ids_of
@@ -189,7 +191,7 @@ def test_codebooks_that_no_generation_needs_are_removed(tmp_path: Path, document
     corpus, directory = write_corpus(tmp_path / "corpus.parquet", documents), IndexDirectory(tmp_path / "index")
     for target in (0.9, 0.95, 0.99):
         build_index([corpus], directory, BuildOptions(kind=FASTSCAN, target_recall=target))
-    kept = [json.loads(path.read_text())["codes"]["codebook"] for path in directory.manifests.iterdir()]
+    kept = [json.loads(path.read_text())["codes"]["codebook"] for path in directory.manifests.glob("*.json")]
     assert len(kept) == 2
     assert sorted(path.name for path in directory.codebooks.iterdir()) == sorted(kept)
 

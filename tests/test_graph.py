@@ -21,6 +21,7 @@ from index.scalar_codes import (
     scalar_codes,
     write_scalar_codes,
 )
+from index.untrusted import IndexFile
 from tests.conftest import MakeIndex, random_gaussians
 
 
@@ -50,7 +51,7 @@ def test_a_walk_finds_the_largest_inner_products(built: Built, bits: int) -> Non
     """Links are by L2 in one space, and the walk by inner products with unit vectors in another that is like it."""
     ranges = built.ranges if bits == 8 else no_ranges(16)
     codes = scalar_codes(built.points, ranges)
-    graph = Graph(built.path, [codes[:1000], codes[1000:1001], codes[1001:]], ranges)
+    graph = Graph(IndexFile(built.path), [codes[:1000], codes[1000:1001], codes[1001:]], ranges)
     assert len(graph) == 3000
     rng = np.random.default_rng(5)
     queries = rng.normal(size=(50, 16)).astype(np.float32)
@@ -77,15 +78,15 @@ def test_a_file_of_links_holds_no_points(built: Built) -> None:
 
 
 def test_another_file_is_refused(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(CorruptIndexError, match=r"graph\.faiss links 3000 documents, not 2999"):
-        Graph(built.path, [built.codes[:-1]], built.ranges)
+    with pytest.raises(CorruptIndexError, match=r"graph\.faiss holds no graph .*: it links 3000 documents, not 2999"):
+        Graph(IndexFile(built.path), [built.codes[:-1]], built.ranges)
     other = tmp_path / "other.faiss"
     faiss.write_index(faiss.IndexFlatL2(4), str(other))
     with pytest.raises(CorruptIndexError, match=r"other\.faiss holds no graph"):
-        Graph(other, [built.codes], built.ranges)
+        Graph(IndexFile(other), [built.codes], built.ranges)
     other.write_bytes(built.path.read_bytes()[:5000])
-    with pytest.raises(CorruptIndexError, match=r"other\.faiss is not a FAISS index"):
-        Graph(other, [built.codes], built.ranges)
+    with pytest.raises(CorruptIndexError, match=r"other\.faiss holds no graph .*: it ends after 5000 bytes"):
+        Graph(IndexFile(other), [built.codes], built.ranges)
 
 
 def test_links_that_did_not_reach_the_disk_are_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,15 +109,15 @@ def test_codes_come_back_from_a_file_that_faiss_reads(built: Built, tmp_path: Pa
     codes, path = scalar_codes(built.points, ranges), tmp_path / "vectors.faiss"
     entry = write_scalar_codes(path, codes, ranges)
     assert entry.bytes == path.stat().st_size
-    np.testing.assert_array_equal(read_scalar_codes(path, 3000, ranges), codes)
+    np.testing.assert_array_equal(read_scalar_codes(IndexFile(path), 3000, ranges), codes)
     points = faiss.read_index(str(path)).reconstruct_n(0, 3000)
     step = (ranges[1] / 255).max() if bits == 8 else np.abs(built.points).max() * 2**-11
     np.testing.assert_allclose(points, built.points, atol=float(step))
     with pytest.raises(CorruptIndexError, match="3000 codes of 16 numbers, not 2999 of the index"):
-        read_scalar_codes(path, 2999, ranges)
+        read_scalar_codes(IndexFile(path), 2999, ranges)
     if bits == 8:
         with pytest.raises(CorruptIndexError, match="other ranges"):
-            read_scalar_codes(path, 3000, ranges + 1)
+            read_scalar_codes(IndexFile(path), 3000, ranges + 1)
 
 
 def test_what_16_bits_cannot_hold_is_the_largest_that_they_can() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import index.half_scanning
-import index.searcher
+import index.opening
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, Precision, build_index
 from index.documents import GaussianStore
 from index.encoding import MomentAccumulator
@@ -82,7 +82,7 @@ def test_without_its_last_dimension_it_would_be_no_bound() -> None:
     """The dimension is what makes the difference: products of rounded vectors alone are above and below."""
     documents, queries = random_gaussians(1000, 40), random_gaussians(40, 40, seed=1)
     scanner = scanner_of(documents)
-    scanner._rows[:, -1] = 0
+    scanner._rows[:, 2 * documents.k + 1] = 0
     with pytest.raises(AssertionError):
         assert_no_other_scores_above_the_ceiling(scanner, documents, queries)
 
@@ -144,10 +144,10 @@ def test_auto_takes_what_was_measured_to_be_faster(
         asked.append(k)
         return faster
 
-    monkeypatch.setattr(index.searcher, "bfloat16_is_faster", measured)
+    monkeypatch.setattr(index.opening, "bfloat16_is_faster", measured)
     assert LocalSearcher(directory).precision is Precision.FLOAT32
     assert asked == []
-    monkeypatch.setattr(index.searcher, "WORTH_COMPARING", 1)
+    monkeypatch.setattr(index.opening, "WORTH_COMPARING", 1)
     assert LocalSearcher(directory).precision is (Precision.BFLOAT16 if faster else Precision.FLOAT32)
     assert asked == [4]
 
@@ -177,3 +177,13 @@ def test_on_a_gpu_results_are_those_of_the_cpu(make_index: MakeIndex, cuda: torc
     assert searcher.device.type == "cuda"
     assert_exact(searcher.search(queries, 10), exact_scores(queries, documents), ids_of(5000), 10)
     assert_no_other_scores_above_the_ceiling(scanner_of(documents, cuda), documents, queries)
+
+
+def test_where_all_documents_are_found_nothing_else_scores_anything() -> None:
+    documents = random_gaussians(30, 5)
+    scanner = scanner_of(documents)
+    for count in (30, 100):
+        numbers, ceilings = scanner.scan(random_gaussians(3, 5, seed=1), count)
+        assert (np.sort(numbers, axis=1) == np.arange(30)).all()
+        assert (ceilings == -np.inf).all()
+    assert scanner.scan(documents[:0], 5)[0].shape[0] == 0

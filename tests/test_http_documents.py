@@ -10,7 +10,7 @@ import pytest
 
 from index import LocalSearcher
 from service.app import create_app
-from service.schemas import Limits
+from service.responses import Limits
 from service.settings import ServiceSettings
 from tests.conftest import MakeIndex, Serve, random_gaussians
 from tests.serving import Client, Served
@@ -29,10 +29,17 @@ def test_index_describes_the_manifest_and_the_machine(client: Client, served: Se
         "k": 5,
         "encoding": "simplified",
         "kind": "flat",
+        "model": None,
+        "reads_text": False,
         "reason": None,
         "measured_recall": None,
         "codes": None,
         "segments": 1,
+        "deleted_rows": 0,
+        "changes": 0,
+        "drift": None,
+        "rebuild_due": None,
+        "compaction": {"running": False, "last_error": None},
         "device": "cpu",
         "precision": "float32",
         "reload": {"failures": 0, "last_error": None},
@@ -49,7 +56,9 @@ def test_every_limit_is_the_setting_of_its_name(served: Served, serve: Serve) ->
     assert limits == changed
     # A new limit among the settings has to be shown too.
     assert set(limits) == {
-        name for name in ServiceSettings.model_fields if name.startswith("max_") or name in ("queue_rows", "timeout_ms")
+        name
+        for name in ServiceSettings.model_fields
+        if name.startswith(("max_", "queue_")) or name in ("timeout_ms", "header_seconds", "unread_seconds")
     }
 
 

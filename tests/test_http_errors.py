@@ -56,7 +56,7 @@ CASES = [
     Case("no mean", of(mean=...), "invalid_request", "mean"),
     Case("no variance", of(variance=...), "invalid_request", "either variance or logvar"),
     Case("both variances", of(logvar=[0] * 5), "invalid_request", "either variance or logvar"),
-    Case("unknown field", of(topk=3), "invalid_request", "topk"),
+    Case("unknown field", of(topk=3), "invalid_request", "topk: there is no such field"),
     Case("unknown field of a query", {"queries": [of(top_k=3)]}, "invalid_request", "queries.0.top_k", path=BATCH),
     Case("text for numbers", of(mean=["0"] * 5), "invalid_request", "mean.0"),
     Case("booleans for numbers", of(variance=[1, 1, True, 1, 1]), "invalid_request", "variance.2"),
@@ -120,8 +120,17 @@ CASES = [
 ]
 SEEN_ELSEWHERE = {
     "unauthorized": "test_http_keys",
+    "writes_disabled": "test_keys",
+    "forbidden": "test_keys",
+    "write_failed": "test_http_writes",
+    "idempotency_mismatch": "test_http_writes",
+    "compaction_running": "test_http_writes",
+    "malformed_http": "test_connections",
+    "head_too_large": "test_connections",
+    "head_timeout": "test_connections",
     "body_too_large": "below",
     "overloaded": "test_batching",
+    "no_model": "test_http_text",
     "not_ready": "below, and test_live_index",
     "internal_error": "below",
     "invalid_option": "below; the request's own limits come first, so only the searcher's are left",
@@ -236,7 +245,7 @@ def test_a_bug_in_a_route_is_answered_like_any_failure(
     def broken(*_: Any) -> None:
         raise KeyError(INSIDE)
 
-    monkeypatch.setattr("service.routes.gaussians_of", broken)
+    monkeypatch.setattr("service.queries.gaussians_of", broken)
     with caplog.at_level(logging.ERROR, "gaussearch"):
         response = client.post("/v1/search", GOOD)
     document = problem(response, 500, "internal_error")

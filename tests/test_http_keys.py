@@ -1,17 +1,23 @@
 """API keys: what they open, how they are sent, and that they show nowhere."""
 
+import contextlib
 import hmac
 import json
 import logging
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from service.keys import Keys
+from service.problems import ForbiddenError
+from service.requests import require_admin
 from service.settings import ServiceSettings
 from tests.conftest import Serve
 from tests.serving import Client, Served
 
 KEYS = "first-key, second-key,Schlüssel"
+ADMIN_KEY = "an-admin-key-of-some-length"
 SEARCH = {"mean": [0, 0, 0, 0, 0], "variance": [1, 1, 1, 1, 1]}
 ROUTES = [
     ("POST", "/v1/search", SEARCH),
@@ -101,11 +107,20 @@ def test_keys_are_compared_in_constant_time_and_all_of_them(locked: Client, monk
     keys = [b"first-key", b"second-key", "Schlüssel".encode()]
     assert compared == [(b"first-key", key) for key in keys]
 
+    compared.clear()
+    both = Keys(search=(b"first-key", b"second-key"), admin=(b"admin",))
+    for sent in ("admin", "first-key"):
+        request = Request({"type": "http", "headers": x_api_key(sent)})
+        with contextlib.suppress(ForbiddenError):
+            require_admin(request, both)
+    assert compared == [(sent, key) for sent in (b"admin", b"first-key") for key in (*both.admin, *both.search)]
+
 
 def test_keys_show_nowhere(served: Served, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        locked = serve(served.directory, api_key=KEYS)
+        locked = serve(served.directory, api_key=KEYS, admin_key=ADMIN_KEY)
         answers = [
+            locked.get("/v1/index", headers=bearer(ADMIN_KEY)),
             locked.post("/v1/search", SEARCH, headers=bearer("first-key")),
             locked.post("/v1/search", SEARCH, headers=bearer("wrong-key")),
             locked.post("/v1/search", {"mean": "first-key"}, headers=x_api_key("first-key")),
@@ -114,15 +129,26 @@ def test_keys_show_nowhere(served: Served, serve: Serve, caplog: pytest.LogCaptu
             locked.get("/openapi.json"),
         ]
     settings = locked.state.settings
-    shown = [caplog.text, repr(settings), str(settings), settings.model_dump_json()]
+    shown = [caplog.text, repr(settings), str(settings), settings.model_dump_json(), repr(locked.state)]
     shown += [answer.text + str(answer.headers) for answer in answers]
     assert caplog.records
     for text in shown:
-        assert not any(key in text for key in ("first-key", "second-key", "Schlüssel", "wrong-key"))
-    assert json.loads(settings.model_dump_json())["api_key"] == "**********"
+        assert not any(key in text for key in ("first-key", "second-key", "Schlüssel", "wrong-key", ADMIN_KEY))
+    dumped = json.loads(settings.model_dump_json())
+    assert (dumped["api_key"], dumped["admin_key"]) == ("**********", "**********")
 
 
 @pytest.mark.parametrize("keys", ["", " ", "a,", ",a", "a,,b"])
 def test_an_empty_key_is_no_setting(served: Served, keys: str) -> None:
-    with pytest.raises(ValueError, match="empty key"):
-        ServiceSettings(index=served.directory.path, api_key=keys)  # type: ignore[arg-type]
+    for setting in ("api_key", "admin_key"):
+        with pytest.raises(ValueError, match="empty key"):
+            ServiceSettings.model_validate({"index": served.directory.path, setting: keys})
+
+
+@pytest.mark.parametrize("key", ["correct-horse-voilà", "sixteen-bytes-Å", "with a space inside"])
+@pytest.mark.parametrize("send", [bearer, x_api_key])
+def test_keys_of_any_letters_open(served: Served, serve: Serve, key: str, send: Any) -> None:
+    """Some bytes of UTF-8 are spaces in Latin-1, and spaces around a key are none of it."""
+    client = serve(served.directory, api_key=key)
+    for padded in (key, f" {key}\t"):
+        assert client.request("GET", "/v1/index", headers=send(padded)).status_code == 200

@@ -196,3 +196,27 @@ def test_concurrent_clients_get_what_serial_ones_get(client: Client) -> None:
     together = client.run(all_clients())
     for number, answers in enumerate(together):
         assert [answer.json()["results"] for answer in answers] == serial[number::16]
+
+
+EVIDENCE = {"scanned": 60, "candidates": 17, "proven": True, "proof": "bound"}
+
+
+def test_an_explained_answer_says_what_its_results_rest_on(client: Client) -> None:
+    assert client.post("/v1/search", {**BODY, "top_k": 7, "explain": True}).json()["search"] == EVIDENCE
+    similar = client.post("/v1/documents/d7/similar", {"top_k": 6, "explain": True}).json()
+    assert similar["search"] == EVIDENCE
+    batch = client.post("/v1/search/batch", {"queries": [BODY, BODY], "top_k": 7, "explain": True}).json()
+    assert batch["search"] == [EVIDENCE, EVIDENCE]
+    assert "search" not in client.post("/v1/search", BODY).json()
+    everything = client.post("/v1/search", {**BODY, "top_k": 60, "explain": True}).json()["search"]
+    assert everything == {**EVIDENCE, "candidates": 60}
+
+
+def test_an_explanation_has_both_gaussians_where_they_differ_most(client: Client, served: Served) -> None:
+    for result in search(client, explain=True):
+        document = served.gaussians[torch.tensor([served.ids.index(result["id"])])]
+        explanation = result["explanation"]
+        telling = explanation["dimensions"]
+        for name, gaussian in (("query", QUERY), ("document", document)):
+            assert explanation[f"{name}_means"] == gaussian.means[0].double()[telling].tolist()
+            assert explanation[f"{name}_variances"] == gaussian.variances[0].double()[telling].tolist()

@@ -165,3 +165,12 @@ def test_a_corpus_without_other_columns_has_no_payload_file(tmp_path: Path) -> N
     found = build(tmp_path, write_corpus(tmp_path / "a.parquet", random_gaussians(3, 2)))
     assert found == [{}, {}, {}]
     assert list((tmp_path / "index").glob("segments/*/payload.arrow")) == []
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_times_of_a_zone_that_nobody_knows_are_refused_when_the_index_is_built(tmp_path: Path, nested: bool) -> None:
+    kind = pa.timestamp("ns", "Nowhere/Atlantis")
+    column = pa.array([[None]] * N, pa.list_(kind)) if nested else pa.array([0] * N, kind)
+    corpus = arrow(tmp_path / "a.arrow", "at", column)
+    with pytest.raises(SourceError, match=rf"{corpus}: column 'at' has times of 'Nowhere/Atlantis'"):
+        build(tmp_path, corpus)

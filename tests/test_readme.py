@@ -1,7 +1,6 @@
 """The README does what it says: its commands run, its response is the real one, its tables are the code's."""
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -16,11 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-BASH = [body for language, body in BLOCKS if language == "bash"]
-VENV = Path(sys.prefix)
+from tests.readme_commands import BASH, BLOCKS, README, ROOT, VENV, environment, run
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def free_port() -> int:
@@ -28,29 +25,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def environment() -> dict[str, str]:
-    """What the README's reader has: the environment's commands, and no settings of ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GAUSSEARCH_")}
-    # pip may look at what is here and change nothing.
-    pip = {"PIP_DRY_RUN": "1", "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    return {**kept, **pip, "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}", "NO_PROXY": "127.0.0.1"}
-
-
-def run(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def start_service(command: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
@@ -100,16 +74,14 @@ def test_commands_run(block: str, workspace: Path, port: int) -> None:
     for line in block.splitlines():
         if line.startswith("scripts/test.sh") or line.endswith("&"):
             continue  # these are the checks; and this service runs already
+        if "scripts/benchmark" in line:
+            continue  # tests/test_benchmark.py runs these, and looks at what they find
         if line.startswith("scripts/demo.sh"):
             if VENV.resolve() != (ROOT / ".venv").resolve():
                 pytest.skip("the demo runs in .venv, and these tests do not: run scripts/test.sh")
             assert "-KL" in run(line, ROOT)
         elif line.startswith("docker"):
             pytest.skip("no Docker engine is assumed: .ci/run builds the image and searches in it without one")
-        elif "benchmark.py" in line:
-            # The same command on so little that it takes seconds.
-            sizes = "--documents 300 --memory-documents 200 400 --memory-segment 200 --kinds-documents 300"
-            run(f"{line} {sizes} --seconds 0.01 --rounds 1", workspace)
         elif "serve" in line:
             other = free_port()
             assert stop_service(start_service(line.replace("8080", str(other)), workspace, other)) == 0
@@ -120,12 +92,18 @@ def test_commands_run(block: str, workspace: Path, port: int) -> None:
 def test_request_has_the_response_shown(workspace: Path, port: int) -> None:
     (request,) = [line for line in BASH[1].splitlines() if line.startswith("curl")]
     answer = json.loads(run(request.replace(":8080", f":{port}"), workspace))
-    (shown,) = [json.loads(body) for language, body in BLOCKS if language == "json"]
+    shown, *_ = [json.loads(body) for language, body in BLOCKS if language == "json"]
     assert answer.pop("took_ms") > 0
     assert shown.pop("took_ms") > 0
     scores = [result.pop("score") for result in answer["results"]]
     assert scores == pytest.approx([result.pop("score") for result in shown["results"]], rel=1e-12)
     assert answer == shown
+
+
+def test_evaluation_is_the_one_shown(workspace: Path) -> None:
+    (command,) = [line for body in BASH for line in body.splitlines() if "--save-run" in line]
+    (shown,) = [body for language, body in BLOCKS if language == "text" and "queries evaluated" in body]
+    assert run(command, workspace) == shown
 
 
 def test_request_stands_on_the_first_page() -> None:
@@ -137,11 +115,25 @@ def test_python_runs(workspace: Path) -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=workspace, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("['n02844714'")
+    last = done.stdout.splitlines()[-1]
+    assert f"print(added.written, added.replaced, deleted.deleted, deleted.missing)  # {last}\n" in program
 
 
 def test_tables_are_those_of_the_code() -> None:
     updated = runpy.run_path(str(ROOT / "scripts" / "update_readme.py"))["updated"]
     assert updated(README) == README, "run python scripts/update_readme.py"
+
+
+def test_what_commands_write_is_ignored_by_git() -> None:
+    commands = "\n".join([*BASH, *re.findall(r"`((?:gaussearch|openssl) [^`\n]+)`", README)])
+    written = set(
+        re.findall(
+            r"(?:--index|--json|--markdown|--save-run|--per-query|gaussearch backup| >) ([a-z][\w.-]*)", commands
+        )
+    )
+    assert {"my-index", "run.trec"} <= written
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
+    assert written <= ignored, f"add {', '.join(sorted(written - ignored))} to .gitignore"
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -17,8 +17,9 @@ import pytest
 
 import index.build_encoding
 import index.durable
-from index import BuildOptions, IndexDirectory, Manifest, build_index
-from index.errors import BuildError, IndexLockedError
+from index import BuildOptions, IndexDirectory, build_index
+from index.changes import add_documents, delete_documents
+from index.errors import BuildError, IndexLockedError, NotSyncedError, SourceError
 from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
 from tests.serving import wait_until
@@ -54,6 +55,16 @@ def test_the_same_build_goes_on(unfinished: IndexDirectory, corpus: Path) -> Non
     summary = build_index([corpus.rename(corpus.with_name("moved.parquet"))], unfinished, OPTIONS)
     assert (summary.resumed_documents, summary.manifest.generation) == (10, 2)
     assert not unfinished.staging.exists()
+
+
+def test_changes_that_publish_nothing_leave_an_unfinished_build_as_it_is(
+    unfinished: IndexDirectory, corpus: Path, tmp_path: Path
+) -> None:
+    assert delete_documents(["nobody"], unfinished).deleted == 0
+    wrong = write_corpus(tmp_path / "wrong.parquet", random_gaussians(3, 5))
+    with pytest.raises(SourceError):
+        add_documents([wrong], unfinished)
+    assert build_index([corpus], unfinished, OPTIONS).resumed_documents == 10
 
 
 @pytest.mark.parametrize("finished", [1, 2, 3])
@@ -149,16 +160,18 @@ def test_a_build_killed_between_publishing_and_tidying_up_blocks_no_other(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = IndexDirectory(tmp_path / "index")
-    publish = IndexDirectory.publish
+    remove = shutil.rmtree
 
-    def publish_and_die(directory: IndexDirectory, manifest: Manifest) -> None:
-        publish(directory, manifest)
-        raise KeyboardInterrupt
+    def die(*arguments: Any, **options: Any) -> None:
+        if directory.live_generation():
+            raise KeyboardInterrupt
+        remove(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(IndexDirectory, "publish", publish_and_die)
+        patch.setattr("index.storage.shutil.rmtree", die)
         with pytest.raises(KeyboardInterrupt):
             build_index([corpus], directory, OPTIONS)
+    # The first thing that is removed is what the build has staged, when its index is live.
     assert directory.manifest().generation == 1
     assert (directory.staging / "plan.json").exists()
     write_corpus(corpus, random_gaussians(5, 4, seed=1))
@@ -206,11 +219,14 @@ def test_whichever_write_sync_or_rename_fails_the_next_build_succeeds(
             try:
                 build_index([corpus], directory, OPTIONS)
                 break
+            except NotSyncedError:
+                # The very last step: it is live.
+                assert directory.verify().generation == 2
+                continue
             except OSError as error:
                 raised = error.errno
         assert raised == failure.code
-        # Where it was the very last step that failed, the new generation may be live already; it is whole either way.
-        assert directory.verify().generation in (1, 2)
+        assert directory.verify().generation == 1
         build_index([corpus], directory, OPTIONS)
         assert (directory.verify().generation, directory.manifest().documents) == (2, 6)
     assert failure.calls < at

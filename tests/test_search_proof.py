@@ -225,3 +225,24 @@ def test_shards_of_the_scan_change_nothing(
     whole = LocalSearcher(directory, threads=1).search(queries, 20)
     monkeypatch.setattr(index.scanning, "SHARD_NUMBERS", 1)
     assert_identical(LocalSearcher(directory, threads=threads).search(queries, 20), whole)
+
+
+def test_evidence_says_what_was_looked_at_and_why_it_is_enough(make_index: MakeIndex) -> None:
+    documents = random_gaussians(200, 6, seed=8)
+    searcher = LocalSearcher(make_index(documents, half=[row % 2 for row in range(200)]))
+    queries = random_gaussians(3, 6, seed=9)
+    rankings = searcher.search(queries, 5)
+    assert [ranking.evidence for ranking in rankings] == [(200, 15, "bound")] * 3
+    assert rankings[0].top(2).without(rankings[0].ids[0]).evidence == rankings[0].evidence
+    # So few that all of them are scored.
+    (few,) = searcher.search(queries[:1], 5, filter={"half": 1})
+    assert few.evidence == (0, 100, "exhaustive")
+    (none,) = searcher.search(queries[:1], 5, filter={"half": 2})
+    assert (none.ids, none.evidence) == ([], (0, 0, "exhaustive"))
+    assert searcher.exhaustive_search(queries[:1], 5)[0].evidence == (0, 200, "exhaustive")
+
+
+def test_evidence_of_a_tie_is_that_all_were_scored(make_index: MakeIndex) -> None:
+    searcher = LocalSearcher(make_index(repeated(random_gaussians(1, 4, seed=2), 1000)))
+    (ranking,) = searcher.search(random_gaussians(1, 4, seed=3), 5)
+    assert ranking.evidence == (0, 1000, "exhaustive")

@@ -1,7 +1,10 @@
 """Search results are those of float64 brute force, in every layout of the index and however queries arrive."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index import BuildOptions, Encoding, Filter, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.errors import InvalidGaussiansError, InvalidOptionError
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 from tests.rankings import assert_exact, assert_identical, exact_scores, ids_of
@@ -199,3 +202,31 @@ def test_any_small_corpus_is_searched_exactly(
         assert pairs == sorted(pairs)
         copies = {(*documents.means[row].tolist(), *documents.variances[row].tolist()) for row in rows}
         assert len(set(ranking.scores.tolist())) <= len(copies)
+
+
+def test_what_is_no_query_and_no_id_is_a_type_error_that_says_what_is_wanted(make_index: MakeIndex) -> None:
+    searcher = LocalSearcher(make_index(random_gaussians(4, 2)))
+    pair: Any = ([[0.0, 1.0]], [[1.0, 1.0]])
+    wanted = r"queries must be Gaussians, not tuple: make them with Gaussians\.from_arrays\(means, variances\)"
+    calls: list[Callable[[], object]] = [
+        lambda: searcher.search(pair, 1),
+        lambda: searcher.exhaustive_search(pair, 1),
+        lambda: searcher.explain(pair, np.array([0])),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=wanted):
+            call()
+    for wrong, said in ((3, "not int: 3"), (None, "not NoneType: None"), (b"d1", "not bytes: b'd1'")):
+        with pytest.raises(TypeError, match=f"the id of a document must be a string, {said}"):
+            searcher.document(wrong)  # type: ignore[arg-type]
+
+
+def test_a_filter_may_be_the_mapping_that_it_is_parsed_of(make_index: MakeIndex) -> None:
+    searcher = LocalSearcher(make_index(random_gaussians(9, 2), year=list(range(9))))
+    conditions = {"year": {"gte": 2, "lt": 6}}
+    for asked in (conditions, MappingProxyType(conditions)):
+        (ranking,) = searcher.search(random_gaussians(1, 2, seed=1), 9, filter=asked)
+        assert sorted(ranking.ids) == ["d2", "d3", "d4", "d5"]
+        assert searcher.matching(asked) == searcher.matching(Filter.parse(conditions)) == 4
+    with pytest.raises(InvalidOptionError, match=r"filter\.year"):
+        searcher.search(random_gaussians(1, 2), 1, filter={"year": {"above": 2}})

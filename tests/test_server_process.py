@@ -6,9 +6,10 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,44 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.tls import client_context
 from tests.conftest import random_gaussians, write_corpus
 from tests.serving import PATIENCE, Served, wait_until
 
 COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
 SEARCH = {"mean": [0, 0, 0, 0, 0], "variance": [1, 1, 1, 1, 1], "top_k": 3}
 
+# Each starts processes that import everything.
+pytestmark = pytest.mark.timeout(400)
+
 
 class Server:
-    """A `gaussearch serve` of its own, on a port that the system chooses."""
+    """A `gaussearch serve` of its own, on a port that the system chooses; over HTTPS if there is a `trust`.
 
-    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+    `command` may be another way to call it."""
+
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        trust: ssl.SSLContext | None = None,
+        command: Sequence[str] = COMMAND,
+        **environment: str,
+    ) -> None:
         self._log = log
+        self._trust = trust
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", *arguments], stderr=stream, env={**os.environ, **environment}
+                [*command, "serve", *arguments], stderr=stream, env={**os.environ, **environment}
             )
         wait_until(lambda: self.process.poll() is not None or self._port())
         assert self.process.poll() is None, log.read_text()
-        self.url = f"http://127.0.0.1:{self._port()}"
+        self.port: int = self._port() or 0
+        self.url = f"{'https' if trust else 'http'}://127.0.0.1:{self.port}"
         wait_until(self._is_ready)
 
     def _port(self) -> int | None:
-        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", self._log.read_text())
+        found = re.search(r"running on https?://127\.0\.0\.1:(\d+)", self._log.read_text())
         return int(found[1]) if found else None
 
     def _is_ready(self) -> bool:
@@ -47,14 +63,15 @@ class Server:
             return self.request("GET", "/readyz").status_code == 200
         return False
 
-    def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
+    def request(self, method: str, path: str, body: Any = None, headers: Any = None) -> httpx.Response:
         """One request on a connection of its own."""
-        with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
-            return client.request(method, self.url + path, json=body)
+        with httpx.Client(trust_env=False, timeout=PATIENCE, verify=self._trust or True) as client:
+            return client.request(method, self.url + path, json=body, headers=headers)
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        # The last may be half written.
+        return [json.loads(line) for line in self._log.read_text().rpartition("\n")[0].splitlines()]
 
     def stop(self) -> int:
         """Its exit status after SIGTERM."""
@@ -67,8 +84,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers, each stopped at the end whatever happens."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str, **environment: str) -> Server:
-        server = Server(tmp_path / f"log-{len(started)}", *arguments, **environment)
+    def start(*arguments: str, **options: Any) -> Server:
+        server = Server(tmp_path / f"log-{len(started)}", *arguments, **options)
         started.append(server.process)
         return server
 
@@ -121,18 +138,47 @@ def test_workers_serve_side_by_side_and_their_metrics_add_up(start: Callable[...
     for _ in range(20):
         assert server.request("POST", "/v1/search", SEARCH).status_code == 200
     assert server.request("GET", "/v1/index").json()["limits"]["timeout_ms"] == 9999
-    metrics = {
-        (sample.name, sample.labels.get("route"), sample.labels.get("status")): sample.value
-        for family in text_string_to_metric_families(server.request("GET", "/metrics").text)
-        for sample in family.samples
-    }
-    assert metrics["gaussearch_requests_total", "/v1/search", "200"] == 20
-    assert metrics["gaussearch_scanned_documents_total", None, None] == 20 * 60
-    assert metrics["gaussearch_index_generation", None, None] == 1
-    assert metrics["gaussearch_index_documents", None, None] == 60
+
+    def metrics() -> dict[tuple[str, str | None, str | None], float]:
+        return {
+            (sample.name, sample.labels.get("route"), sample.labels.get("status")): sample.value
+            for family in text_string_to_metric_families(server.request("GET", "/metrics").text)
+            for sample in family.samples
+        }
+
+    # Of another worker's answer this one may hear a moment after the client has.
+    wait_until(lambda: metrics()["gaussearch_requests_total", "/v1/search", "200"] == 20)
+    assert metrics()["gaussearch_scanned_documents_total", None, None] == 20 * 60
+    assert metrics()["gaussearch_index_generation", None, None] == 1
+    assert metrics()["gaussearch_index_documents", None, None] == 60
     assert server.stop() == 0
     psutil.wait_procs(workers, timeout=PATIENCE)
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_workers_have_the_secrets_that_the_command_was_given(
+    start: Callable[..., Server], served: Served, tmp_path: Path
+) -> None:
+    """Keys by option and by file, and an encrypted private key: none of them in the environment that was inherited."""
+    (tmp_path / "keys").write_text("a key of a file, and long\n")
+    files = Path(__file__).parent / "tls"
+    server = start(
+        *("--index", str(served.directory.path), "--port", "0", "--workers", "2"),
+        *("--api-key", "first-key,second-key", "--api-key-file", str(tmp_path / "keys")),
+        *("--tls-certificate", str(files / "certificate.pem"), "--tls-key", str(files / "encrypted.pem")),
+        *("--tls-key-password", "sesame", "--max-header-bytes", "4321"),
+        trust=client_context(files / "certificate.pem"),
+    )
+    wait_until(lambda: sum("serving generation 1" in line["message"] for line in server.lines()) == 2)
+    for _ in range(8):
+        for key in ("first-key", "second-key", "a key of a file, and long"):
+            answer = server.request("GET", "/v1/index", headers={"X-API-Key": key})
+            assert answer.json()["limits"]["max_header_bytes"] == 4321
+        assert server.request("GET", "/v1/index").status_code == 401
+        assert server.request("GET", "/livez", headers={"X": "x" * 5000}).status_code == 431
+    assert server.stop() == 0
+    logged = json.dumps(server.lines())
+    assert not any(secret in logged for secret in ("first-key", "second-key", "a key of a file", "sesame"))
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(served: Served, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from index import IndexDirectory
 from service import cli, live_index, server
+from service.keys import Keys
 from service.settings import ENV_PREFIX, ServiceSettings
 from tests.conftest import MakeIndex, random_gaussians
 from tests.serving import Client, Served, wait_until
@@ -60,7 +61,7 @@ def test_without_an_index(serve_command: Callable[..., Result], tmp_path: Path) 
 
 def test_with_a_manifest_that_is_torn(serve_command: Callable[..., Result], make_index: MakeIndex) -> None:
     directory = make_index(random_gaussians(9, 2))
-    (manifest,) = directory.manifests.iterdir()
+    (manifest,) = directory.manifests.glob("*.json")
     manifest.write_bytes(manifest.read_bytes()[:-9])
     assert str(manifest) in message(serve_command(directory.path))
 
@@ -77,7 +78,7 @@ def test_with_a_segment_that_is_damaged(serve_command: Callable[..., Result], ma
 def test_with_an_error_that_nobody_foresaw(
     serve_command: Callable[..., Result], served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: ServiceSettings) -> None:
+    def fails(*_: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(live_index, "load", fails)
@@ -109,7 +110,7 @@ def test_on_a_port_in_use(serve_command: Callable[..., Result], served: Served, 
 def test_a_worker_that_cannot_serve_ends_the_process_that_would_start_it_for_ever(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: ServiceSettings) -> None:
+    def fails(*_: object) -> None:
         raise MemoryError("no room")
 
     killed: list[tuple[int, int]] = []
@@ -138,13 +139,40 @@ def test_what_a_worker_leaves_is_what_the_command_says(
     assert "segments/x is torn" in message(serve_command(served.directory.path, "--workers", 2))
 
 
+def test_workers_find_every_setting_in_their_environment(
+    serve_command: Callable[..., Result], served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = Path(__file__).parent / "tls"
+    given = {
+        "workers": 2,
+        "api_key": "first,second",
+        "api_key_file": tmp_path / "keys",
+        "tls_certificate": files / "certificate.pem",
+        "tls_key": files / "encrypted.pem",
+        "tls_key_password": "sesame",
+        "cors_origins": "https://a.example, https://b.example",
+        "allow_anonymous": True,
+        "header_seconds": 2.5,
+    }
+    (tmp_path / "keys").write_text("k" * 20)
+    found: list[ServiceSettings] = []
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: found.append(ServiceSettings()))  # type: ignore[call-arg]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not True]
+    result = serve_command(served.directory.path, "--allow-anonymous", *options)
+    assert result.exit_code == 0, result.output
+    assert found == [ServiceSettings.model_validate({"index": served.directory.path, "port": 0, **given})]
+    assert found[0].tls_key_password is not None
+    assert found[0].tls_key_password.get_secret_value() == "sesame"
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     values = {"INDEX": str(tmp_path), "PORT": "81", "VERIFY": "false", "RELOAD_SECONDS": "0.5", "API_KEY": "a, b"}
     for name, value in values.items():
         monkeypatch.setenv(f"{ENV_PREFIX}{name}", value)
     settings = ServiceSettings()  # type: ignore[call-arg]
     assert (settings.index, settings.port, settings.verify, settings.reload_seconds) == (tmp_path, 81, False, 0.5)
-    assert settings.keys() == [b"a", b"b"]
+    assert Keys.load(settings) == Keys(search=(b"a", b"b"))
     assert ServiceSettings(index=tmp_path, port=82).port == 82
 
 
@@ -163,8 +191,17 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
                 "max_queries",
                 "max_results",
                 "max_body_bytes",
+                "max_connections",
+                "max_text_letters",
+                "max_header_bytes",
+                "header_seconds",
+                "unread_seconds",
+                "queue_bytes",
             )
         ),
+        *((name, value) for name in ("header_seconds", "unread_seconds") for value in ("inf", "nan")),
+        ("cors_origins", "everyone"),
+        ("allow_anonymous", "perhaps"),
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("verify", "perhaps"),
@@ -176,7 +213,7 @@ def test_a_setting_that_cannot_be_is_named(
     with pytest.raises(ValidationError, match=name):
         ServiceSettings.model_validate({"index": served.directory.path, name: value})
     option = f"--{name.replace('_', '-')}"
-    if name != "verify":
+    if name not in ("verify", "allow_anonymous"):
         result = serve_command(served.directory.path, f"{option}={value}")
         assert (result.exit_code, option in result.stderr) == (2, True)
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from index.errors import InvalidOptionError, SourceError
 from index.formats import json_lines
+from index.formats import lines as lines_module
 from index.sources import Columns, Corpus, RejectedRows, SourceBatch, VarianceAs, place
 
 N, K, BATCH = 10, 3, 4
@@ -367,6 +368,36 @@ def test_missing_and_repeated_columns(tmp_path: Path) -> None:
         Columns(mean="id")
 
 
+@pytest.mark.parametrize("lacking", ["id", "mean", "variance"])
+def test_json_lines_without_a_column_say_what_parquet_says(lacking: str, tmp_path: Path) -> None:
+    names = ["other" if name == lacking else name for name in ("id", "mean", "variance")]
+    pq.write_table(pa.table(dict(zip(names, (["a"], [[0.0]], [[1.0]]), strict=True))), tmp_path / "a.parquet")
+    with pytest.raises(SourceError) as parquet:
+        read_all(tmp_path / "a.parquet")
+    rows = [dict(zip(names, row, strict=True)) for row in (("a", [0.0], [1.0]), ("b", [0.0], [1.0]))]
+    lines = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(SourceError) as stopped:
+        read_all(lines)
+    listed = ", ".join(map(repr, names))
+    said = f": there is no column {lacking!r}; it has {listed}. Say which columns hold id, mean and variance"
+    options = " (--id-column, --mean-column, --variance-column)"
+    assert str(parquet.value) == f"{tmp_path / 'a.parquet'}{said}{options}"
+    assert str(stopped.value) == f"{lines} line 1{said}{options}"
+    with RejectedRows(tmp_path / "rejected.jsonl") as rejected:
+        assert list(Corpus([lines], rejected=rejected).batches()) == []
+    assert (rejected.count, rejected.first) == (2, str(stopped.value))
+    # Where other rows have it, it is the row that is to be corrected.
+    with pytest.raises(SourceError, match=f"line 2, column '{lacking}': it is missing.*Correct the row"):
+        read_all(write_jsonl(tmp_path / "b.jsonl", [record(mean=[0.0], variance=[1.0]), rows[1]]))
+
+
+def test_a_row_of_many_columns_is_not_listed_whole(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", [{f"{column}" * 90: 0 for column in range(100, 600)}])
+    with pytest.raises(SourceError, match=r"'139139.*', \.\.\.\. Say which") as stopped:
+        read_all(lines)
+    assert len(str(stopped.value)) < 5000
+
+
 FLOATS = [pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint64()]
 
 
@@ -623,7 +654,7 @@ def test_payload_types_that_do_not_go_together(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 100)
     path = write_jsonl(tmp_path / "a.jsonl", [record("a"), record("b", text="x" * 100)])
     with pytest.raises(SourceError, match=r"a\.jsonl line 2: it is longer than 100 bytes"):
         read_all(path)

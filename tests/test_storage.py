@@ -1,17 +1,36 @@
 """Generations of an index directory: published in one step, kept while they may be needed, refused where damaged."""
 
+import contextlib
+import errno
+import itertools
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import index.storage
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
-from index.durable import checksum, write_atomically
-from index.errors import CorruptIndexError, IndexNotFoundError, UnsupportedFormatError
+from index.changes import add_documents, delete_documents
+from index.durable import SyncError, checksum, write_atomically
+from index.errors import (
+    CorruptIndexError,
+    GenerationNotFoundError,
+    IndexLockedError,
+    IndexNotFoundError,
+    NotSyncedError,
+    SourceError,
+    UnsupportedFormatError,
+)
+from index.holding import hold
+from index.manifest import Manifest
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
+from tests.serving import PATIENCE
 
 Forge = Callable[..., Path]
 
@@ -98,10 +117,10 @@ def test_a_manifest_that_is_no_object_is_refused(directory: IndexDirectory, data
         directory.manifest()
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
 def test_another_format_version_is_refused_with_what_to_do(directory: IndexDirectory, version: object) -> None:
     path = write_manifest(directory, changed(directory, lambda manifest: manifest.update(format_version=version)))
-    with pytest.raises(UnsupportedFormatError, match=rf"{path} has format version {version!r}; .* reads version 2"):
+    with pytest.raises(UnsupportedFormatError, match=rf"{path} has format version {version!r}; .* reads version 3"):
         directory.verify()
 
 
@@ -150,8 +169,28 @@ def test_segments_must_be_of_the_manifests_k_and_encoding(directory: IndexDirect
             read()
 
 
+@pytest.mark.parametrize("content", [None, b"", b"00000001.json " + b"0" * 64 + b"\n"])
+def test_a_record_that_nobody_could_go_back_by_is_named(directory: IndexDirectory, content: bytes | None) -> None:
+    """CURRENT is right, so that the generation can be opened."""
+    record = directory.manifests / "00000001.blake3"
+    record.unlink() if content is None else record.write_bytes(content)
+    assert len(LocalSearcher(directory)) == 10
+    with pytest.raises(CorruptIndexError, match=str(record)):
+        directory.verify()
+
+
+def test_a_record_of_another_generation_is_refused(make_index: MakeIndex) -> None:
+    for seed in (1, 2):
+        directory = make_index(random_gaussians(6, 2, seed=seed))
+    record = directory.manifests / "00000001.blake3"
+    record.write_bytes(directory.current_file.read_bytes())
+    for read in (directory.generation, directory.verify):
+        with pytest.raises(CorruptIndexError, match=f"{record} names another generation's manifest"):
+            read(1)
+
+
 def generations(directory: IndexDirectory) -> list[str]:
-    return sorted(path.name for path in directory.manifests.iterdir())
+    return sorted(path.name for path in directory.manifests.glob("*.json"))
 
 
 def segment_generations(directory: IndexDirectory) -> set[int]:
@@ -195,12 +234,12 @@ def test_a_manifest_that_was_never_made_live_costs_no_live_generation_its_place(
 def test_nothing_that_a_manifest_of_another_release_may_name_is_removed_before_it_is_replaced(
     directory: IndexDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    data = b"{}" if damage == "garbage" else changed(directory, lambda manifest: manifest.update(format_version=3))
+    data = b"{}" if damage == "garbage" else changed(directory, lambda manifest: manifest.update(format_version=4))
     write_manifest(directory, data)
     segments = sorted(directory.segments.iterdir())
     corpus = write_corpus(tmp_path / "other.parquet", random_gaussians(6, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(IndexDirectory, "publish", lambda *_: shutil.disk_usage("/no such place"))
+        patch.setattr(IndexDirectory, "publish", lambda *_, **__: shutil.disk_usage("/no such place"))
         with pytest.raises(FileNotFoundError):
             build_index([corpus], directory)
     assert set(segments) < set(directory.segments.iterdir())
@@ -230,3 +269,177 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_generation_that_goes_before_it_can_be_held_is_not_damaged(
+    directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """The newest is verified in its place, unless this one was named."""
+    writes = iter((0, 1, 5))
+
+    def late(pins: Path, number: int) -> AbstractContextManager[None]:
+        for row in writes:
+            delete_documents([f"d{row}"], directory)
+        return hold(pins, number)
+
+    monkeypatch.setattr("index.storage.hold", late)
+    if named:
+        with pytest.raises(GenerationNotFoundError, match="keeps no generation 1"):
+            directory.verify(1)
+    else:
+        assert directory.verify().generation == 4
+
+
+def test_what_is_verified_is_not_removed_meanwhile(directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = IndexDirectory.verify_contents
+
+    def slowly(its: IndexDirectory, manifest: Manifest) -> None:
+        for row in (0, 1, 5):
+            delete_documents([f"d{row}"], directory)
+        verify(its, manifest)
+
+    monkeypatch.setattr(IndexDirectory, "verify_contents", slowly)
+    assert directory.verify().generation == 1
+    assert directory.generations() == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name", [".CURRENT.tmp", "manifests/.00000002.json.tmp", "manifests/.00000002.blake3.tmp", "deletes/.{}.npy.tmp"]
+)
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_nothing_is_written_where_a_link_or_a_pipe_leads(
+    directory: IndexDirectory, tmp_path: Path, name: str, what: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    planted = directory.path / name.format(f"{directory.manifest().segments[0].id}-00000002")
+    planted.parent.mkdir(exist_ok=True)
+    if what == "link":
+        planted.symlink_to(victim)
+    else:
+        os.mkfifo(planted)
+    assert delete_documents(["d1"], directory).deleted == 1
+    assert victim.read_text() == "mine"
+    assert directory.verify().documents == 9
+    assert not any(path.is_symlink() or path.is_fifo() for path in directory.path.rglob("*"))
+
+
+def test_a_change_of_which_only_the_last_sync_fails_is_made_and_says_what_is_not_known(
+    directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write(path: Path, data: bytes) -> None:
+        write_atomically(path, data)
+        if path.name == "CURRENT":
+            raise SyncError(errno.EIO, "Input/output error", str(path.parent))
+
+    corpus = write_corpus(tmp_path / "more.parquet", random_gaussians(3, 3, seed=1), ["a", "b", "c"], text=["new"] * 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(index.storage, "write_atomically", write)
+        with pytest.raises(NotSyncedError, match=f"generation 2 of {directory.path} is live"):
+            add_documents([corpus], directory)
+    assert directory.verify().generation == 2
+    assert len(LocalSearcher(directory)) == 13
+    assert delete_documents(["a"], directory).manifest.documents == 12
+
+
+class FailedError(Exception):
+    """What is done under the lock fails."""
+
+
+def fail(directory: IndexDirectory, *made: str) -> None:
+    def work() -> None:
+        with directory.lock():
+            for name in made:
+                (directory.path / name).mkdir(parents=True)
+            raise FailedError
+
+    with pytest.raises(FailedError):
+        work()
+
+
+def test_what_a_failed_writer_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    fail(IndexDirectory(tmp_path / "deep" / "er" / "index"), "segments", "codebooks", "manifests")
+    assert list(tmp_path.iterdir()) == []
+    with IndexDirectory(tmp_path / "kept" / "index").lock():
+        pass
+    assert [path.name for path in (tmp_path / "kept" / "index").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("there", [["segments"], ["own"], ["own", "staging"], []])
+def test_what_was_there_before_a_failed_writer_stays(tmp_path: Path, there: list[str]) -> None:
+    directory = IndexDirectory(tmp_path / "index")
+    for name in there:
+        (directory.path / name).mkdir(parents=True)
+    directory.path.mkdir(exist_ok=True)
+    fail(directory, "structures")
+    # A folder of an index may be somebody's work, and then its lock stays with it.
+    lock = [".lock"] if {"segments", "staging"} & set(there) else []
+    assert sorted(path.name for path in directory.path.iterdir()) == sorted([*there, *lock])
+
+
+@pytest.mark.parametrize("left", ["staging/of a build", "segments/of another"])
+def test_what_a_build_goes_on_from_stays(tmp_path: Path, left: str) -> None:
+    directory = IndexDirectory(tmp_path / "index")
+    fail(directory, left, "structures")
+    assert (directory.path / left).is_dir()
+    assert sorted(path.name for path in directory.path.iterdir()) == [".lock", left.split("/")[0]]
+
+
+def test_what_has_been_published_stays(make_index: MakeIndex) -> None:
+    directory = make_index(random_gaussians(3, 2))
+    (directory.path / ".lock").unlink()
+    before = set(directory.path.rglob("*"))
+    fail(directory, "pins")
+    assert set(directory.path.rglob("*")) - before == {directory.pins, directory.path / ".lock"}
+    assert directory.verify().documents == 3
+
+
+def test_who_waits_for_a_writer_that_fails_goes_on_in_a_new_folder(tmp_path: Path) -> None:
+    directory = IndexDirectory(tmp_path / "index")
+    held, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.suppress(FailedError), directory.lock():
+            held.set()
+            end.wait(PATIENCE)
+            raise FailedError
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(PATIENCE)
+    threading.Timer(0.2, end.set).start()
+    with IndexDirectory(tmp_path / "index").lock(PATIENCE):
+        holder.join()
+        inode = (directory.path / ".lock").stat().st_ino
+        with pytest.raises(IndexLockedError), directory.lock():
+            pass
+        assert (directory.path / ".lock").stat().st_ino == inode
+
+
+def test_failed_first_builds_leave_no_directory(tmp_path: Path) -> None:
+    corpus = tmp_path / "bad.jsonl"
+    corpus.write_text("{}\n")
+    for sources in ([tmp_path / "nowhere.parquet"], [corpus]):
+        with pytest.raises(SourceError):
+            build_index(sources, tmp_path / "indexes" / "index")
+        assert not (tmp_path / "indexes").exists()
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_a_token_is_that_of_its_generation_whatever_is_published_meanwhile(
+    directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """A backup that took another's would name a manifest that it does not hold."""
+    read, looks = IndexDirectory.current_token, itertools.count(1)
+
+    def and_publish(its: IndexDirectory) -> str:
+        token = read(its)
+        if next(looks) == look:
+            monkeypatch.setattr(IndexDirectory, "current_token", read)
+            delete_documents(["d0"], IndexDirectory(directory.path))
+        return token
+
+    monkeypatch.setattr(IndexDirectory, "current_token", and_publish)
+    assert directory.token(1).startswith("00000001.json ")
+    assert directory.generation(1).documents == 10
