@@ -3,7 +3,11 @@
 #
 #   docker build -t gaussearch:cpu .
 #   docker run --rm -v gaussearch:/index -v "$PWD/sample/wordnet:/corpus:ro" gaussearch:cpu build /corpus/documents.parquet
-#   docker run --rm -v gaussearch:/index:ro -p 127.0.0.1:8080:8080 gaussearch:cpu
+#   docker run --rm -v gaussearch:/index:ro -p 127.0.0.1:8080:8080 -e GAUSSEARCH_ALLOW_ANONYMOUS=true gaussearch:cpu
+#
+# In a container the service listens on every address, and it cannot see whether -p publishes its port to this machine
+# or to all. So it does not start without a search key (-e GAUSSEARCH_API_KEY, or GAUSSEARCH_API_KEY_FILE and a file)
+# unless it is told, as above, that whoever reaches the port may search.
 #
 # It needs nothing writable but /tmp and, to build, /index: compose.yaml runs it with a read-only root file system.
 #
@@ -30,9 +34,12 @@ RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # What has to be installed first, one dependency a line. A stage of its own, so that the layers below are made anew
 # when a dependency changes and not at every edit of pyproject.toml.
 FROM ${BASE} AS requirements
+# More of the package's extras: text, for models.
+ARG EXTRAS=
 COPY pyproject.toml .
 RUN for extra in cpu gpu; do python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*p['dependencies'], *p['optional-dependencies']['$extra'], sep='\n')" > /$extra.txt; done
+    more = p['optional-dependencies']; names = '$extra $EXTRAS'.split(); \
+    print(*p['dependencies'], *[each for name in names for each in more[name]], sep='\n')" > /$extra.txt; done
 
 FROM ${GPU_BASE} AS gpu
 ARG PIP_INDEX_URL
@@ -55,9 +62,10 @@ ENV PATH=/opt/gaussearch/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEB
 USER 10001:10001
 VOLUME /index
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, os, sys; \
-c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GAUSSEARCH_PORT']), timeout=4); \
-c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, os, ssl, sys; \
+at = ('127.0.0.1', int(os.environ['GAUSSEARCH_PORT'])); tls = 'GAUSSEARCH_TLS_CERTIFICATE' in os.environ; \
+c = http.client.HTTPSConnection(*at, timeout=4, context=ssl._create_unverified_context()) if tls else \
+http.client.HTTPConnection(*at, timeout=4); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["gaussearch"]
 CMD ["serve"]
 
@@ -85,10 +93,12 @@ ENV PATH=/opt/gaussearch/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEB
 USER 10001:10001
 VOLUME /index
 EXPOSE 8080
-# It asks the port of GAUSSEARCH_PORT, so set the port there and not with serve's option. http.client, because it
-# takes no notice of proxy settings.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, os, sys; \
-c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GAUSSEARCH_PORT']), timeout=4); \
-c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+# It asks the port of GAUSSEARCH_PORT, by HTTPS if there is a GAUSSEARCH_TLS_CERTIFICATE, so set these and not serve's
+# options. http.client, because it takes no notice of proxy settings. Whose certificate it is does not matter: it asks
+# itself.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, os, ssl, sys; \
+at = ('127.0.0.1', int(os.environ['GAUSSEARCH_PORT'])); tls = 'GAUSSEARCH_TLS_CERTIFICATE' in os.environ; \
+c = http.client.HTTPSConnection(*at, timeout=4, context=ssl._create_unverified_context()) if tls else \
+http.client.HTTPConnection(*at, timeout=4); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["gaussearch"]
 CMD ["serve"]

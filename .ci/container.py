@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -74,6 +75,15 @@ def running_service() -> Iterator[None]:
             service.kill()
 
 
+def starts_as_it_is() -> bool:
+    """Whether the default command runs with the image's own settings; it must end before it listens."""
+    try:
+        ended = subprocess.run(SERVE, check=False, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return True
+    return ended.returncode != 1 or "GAUSSEARCH_ALLOW_ANONYMOUS=true" not in ended.stderr
+
+
 def gaussians(table: pa.Table) -> tuple[Floats, Floats]:
     mean, variance = (
         np.stack(table[name].to_numpy(zero_copy_only=False)).astype(np.float64) for name in ("mean", "variance")
@@ -108,6 +118,13 @@ def search_and_compare() -> None:
     check(error < 1e-3, f"scores are -KL, to within {error:.1e} nats")
 
 
+def has_page() -> bool:
+    """Whether the page is served, and everything that it names."""
+    status, page = call("GET", "/")
+    names = re.findall(r'(?:href|src)="(page/[^"]+)"', page.decode())
+    return status == 200 and len(names) > 0 and all(call("GET", f"/{name}")[0] == 200 for name in names)
+
+
 def stray_files() -> list[Path]:
     """Files of this user where nothing may be written: the root file system may be read-only."""
     stray: list[Path] = []
@@ -128,9 +145,11 @@ def main() -> None:
     check(subprocess.run(BUILD, check=False).returncode == 0, "the batch build indexes the sample")
     for path in [INDEX, *INDEX.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
+    check(not starts_as_it_is(), "without a key the service does not listen for others, and says what to set")
     listen_on_a_free_loopback_port()
     with running_service():
         check(call("GET", "/livez")[0] == 200, "the service lives")
+        check(has_page(), "the page and its files are in the image")
         search_and_compare()
     check(not (stray := stray_files()), f"nothing is written outside /index and /tmp {stray[:5]}")
 
