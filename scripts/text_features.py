@@ -1,7 +1,7 @@
-"""What models make of texts in float32, kept in a folder so that each text is encoded once.
+"""What models make of texts, kept in a folder so that each text is encoded once.
 
-A file of the folder is named after all that decides it: the model, the role, the texts in their order. Heads over one
-base share its features.
+A file of the folder is named after all that decides it: the model, what it computes in, the role, the texts in their
+order. Heads over one base share its features.
 """
 
 import json
@@ -20,8 +20,10 @@ from index.text import Role, TextPrecision, load_encoder
 from index.text.batched import LEAST_VARIANCE
 from index.text.config import HeadConfig, read_config
 from index.text.head import HEAD_FILE, Heads
+from index.text.precision import DTYPES, choose_precision
 from index.text.references import find_model, fingerprint
 from index.text.sentences import SentenceModel
+from index.vectors import resolve_device
 
 CACHE = Path("text-features")
 BATCH = 32
@@ -32,8 +34,10 @@ Encode = Callable[[list[str]], Tensor]
 class Features:
     """What has been made of texts so far; and more is made where it is asked for."""
 
-    def __init__(self, cache: Path, console: Console) -> None:
+    def __init__(self, cache: Path, console: Console, precision: TextPrecision = TextPrecision.FLOAT32) -> None:
         self._cache, self._console = cache, console
+        self._device = resolve_device("auto")
+        self._precision = choose_precision(precision, self._device)
         self._models: dict[Path, SentenceModel] = {}
 
     def embeddings(self, base: Path, texts: Sequence[str], role: Role) -> Tensor:
@@ -41,9 +45,9 @@ class Features:
 
         def encode(batch: list[str]) -> Tensor:
             if base not in self._models:
-                self._models[base] = SentenceModel(base, torch.device("cpu"))
+                self._models[base] = SentenceModel(base, self._device, DTYPES[self._precision])
             with torch.inference_mode():
-                return self._models[base].embeddings(batch, role).float()
+                return self._models[base].embeddings(batch, role).float().cpu()
 
         return self._kept([fingerprint(base, None), role], texts, encode)
 
@@ -57,7 +61,7 @@ class Features:
             head = heads.query if role is Role.QUERY else heads.document
             means, variances = head.gaussians(embedded, config.beta)
             return Gaussians(means, variances.clamp(min=LEAST_VARIANCE))
-        encoder = load_encoder(model, precision=TextPrecision.FLOAT32)
+        encoder = load_encoder(model, precision=self._precision)
 
         def encode(batch: list[str]) -> Tensor:
             made = encoder.encode(batch, role)
@@ -68,7 +72,7 @@ class Features:
 
     def _kept(self, decided_by: list[str], texts: Sequence[str], encode: Encode) -> Tensor:
         """Of the folder, or else of `encode`, which is given the longest texts first, in batches of BATCH."""
-        path = self._cache / f"{checksum(json.dumps([*decided_by, list(texts)]).encode())}.npy"
+        path = self._cache / f"{checksum(json.dumps([*decided_by, self._precision, list(texts)]).encode())}.npy"
         if not path.exists():
             self._cache.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial.npy")

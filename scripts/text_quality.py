@@ -13,9 +13,9 @@ mrl        a checkpoint, --mrl, as scripts/train_mrl.py makes them: the whole mo
            named.
 
 Each is measured on the test split, top 100 of all documents; cosine and kind flat find exactly these. Texts are encoded
-once, which takes half an hour on two cores, and kept in text-features/. Milliseconds are medians of one query on one
-thread, encoded already; texts per second are documents, 32 at a time, on all cores. Contenders take turns
-(benchmark_measure.py).
+once, as `gaussearch encode` does it, and kept in text-features/: a quarter of an hour on two cores with bfloat16 units,
+an hour without. Milliseconds are medians of one query on one thread, encoded already; texts per second are documents,
+32 at a time, on all cores. Contenders take turns (benchmark_measure.py).
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from torch.nn.functional import normalize
 from index import BuildOptions, GaussearchError, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.durable import write_where_told
 from index.manifest import IndexKind
-from index.text import Role, TextEncoder, load_encoder
+from index.text import Role, TextEncoder, TextPrecision, load_encoder
 from service.evaluation import Evaluated, compare, evaluate, measures_of
 from service.trec import Qrels, Run
 
@@ -209,6 +209,7 @@ def main(
     given: Annotated[str, typer.Option(help="Split whose queries builds are given.")] = "validation",
     seconds: Annotated[float, typer.Option(help="For each contender in speed.")] = 4.0,
     rounds: Annotated[int, typer.Option(min=1, help="Of taking turns.")] = 9,
+    precision: Annotated[TextPrecision, typer.Option(help="What models compute in.")] = TextPrecision.AUTO,
     cache: Annotated[Path, typer.Option(help="Folder for what has been encoded.")] = CACHE,
     to_json: Annotated[Path | None, typer.Option("--json", help="File to write all figures to.")] = None,
     to_markdown: Annotated[Path | None, typer.Option("--markdown", help="File to write the table to.")] = None,
@@ -219,7 +220,7 @@ def main(
         corpus = Beir.read(folder)
         qrels = corpus.qrels([split])
         asked, build_queries = corpus.queries.only(qrels), corpus.queries.only(corpus.qrels([given]))
-        bench = Bench(corpus, qrels, asked, build_queries, Features(cache, console))
+        bench = Bench(corpus, qrels, asked, build_queries, Features(cache, console, precision))
         shape = {"documents": len(corpus.documents.ids), "queries": len(qrels), "corpus": folder.name}
         report = environment(shape, "text_quality.py")
         models = {POOLED: base, HEAD: head} | ({MRL: mrl} if mrl else {})
