@@ -4,6 +4,7 @@ index.text.mrl says what the checkpoint holds, and reads it: texts are tokenised
 """
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ FIRST_LENGTH = 3.0
 """Of the first means: with variances of softplus(0), log(2) / 2.5, -KL is some 30 times a cosine, which is about the
 temperature that sentence models are trained at."""
 
-RIDGE = 1e-3
+RIDGE = 1e-2
 """Of the first projection, as a share of the mean variance of a state's dimensions."""
 
 OTHERS = (*FOLDERS.values(), "pooler.pt", MODULES_FILE)
@@ -74,8 +75,12 @@ class MrlModule(nn.Module):
         most = self._config.query_tokens if role is Role.QUERY else self._config.document_tokens
         most = min(most, self.tokenizer.model_max_length)
         marked = [f"{VARIANCE_TOKEN} {text}" for text in readable(texts, most)]
-        found = self.tokenizer(marked, truncation=True, max_length=most, padding=True, return_tensors="pt")
-        return Tokens(found["input_ids"].int().to(self.device), found["attention_mask"].sum(1))
+        found: list[list[int]] = self.tokenizer(marked, truncation=True, max_length=most)["input_ids"]
+        lengths = torch.tensor([len(each) for each in found])
+        is_token = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.full(is_token.shape, self.tokenizer.pad_token_id, dtype=torch.int32)
+        ids[is_token] = torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.int32)
+        return Tokens(ids.to(self.device), lengths)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances (b, k), float32, of tokens (b, t)."""
@@ -129,6 +134,8 @@ class MrlModule(nn.Module):
         with loadable_at_the_end(folder, marks):
             with no_bars():
                 self.transformer.save_pretrained(folder)
+            for path in folder.glob("*.safetensors"):
+                path.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
             self.tokenizer.save_pretrained(folder)
             (folder / VARIANCE_FILE).write_bytes(_state(self.projection_var))
 
