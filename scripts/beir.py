@@ -59,7 +59,7 @@ class Beir:
         qrels: Qrels = {}
         queries, documents = self.queries.rows(), self.documents.rows()
         for split in splits:
-            path = self.folder / "qrels" / f"{split}.tsv"
+            path = self._split(split)
             for query, judged in read_qrels(path, Columns(), VarianceAs.VARIANCE, "relevant").items():
                 unknown = [each for each in judged if each not in documents]
                 if query not in queries or unknown:
@@ -69,6 +69,14 @@ class Beir:
                     raise BeirError(f"{path}: query {query!r} is in another split, too")
                 qrels[query] = judged
         return qrels
+
+    def _split(self, split: str) -> Path:
+        """Where its judgements are; raises BeirError."""
+        path = self.folder / "qrels" / f"{split}.tsv"
+        if not path.is_file():
+            there = ", ".join(sorted(each.stem for each in path.parent.glob("*.tsv"))) or "none"
+            raise BeirError(f"{self.folder}: no qrels/{split}.tsv; there are: {there}")
+        return path
 
 
 def _texts(path: Path) -> Texts:

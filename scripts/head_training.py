@@ -10,9 +10,9 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
+from pair_training import Epoch, OtherRelevant, Pairs, epochs_of, reciprocal_rank, rise_and_fall, scores
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, softplus
 
@@ -21,9 +21,6 @@ FIRST_VARIANCE = 0.3
 """Which makes -KL of unit vectors some 15 times their cosine: a temperature at which the first gradients are large."""
 
 WARM_UP = 50
-TOP_K = 10
-BLOCK = 128
-"""Queries that are ranked together: bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +42,6 @@ class Recipe:
     beta: float = 2.5
     tied: bool = False
     seed: int = 0
-
-
-class Pairs(NamedTuple):
-    """Rows of queries (n,) and of the documents (n,) relevant to them: a query stands there once for each."""
-
-    queries: Tensor
-    documents: Tensor
 
 
 class Head(nn.Module):
@@ -94,34 +84,10 @@ class Heads(nn.Module):
         }
 
 
-def scores(query: tuple[Tensor, Tensor], document: tuple[Tensor, Tensor]) -> Tensor:
-    """-KL (b, n) of queries and documents, but for what is the same for all documents of a query."""
-    (mean, variance), (other_mean, other_variance) = query, document
-    precision = 1 / other_variance
-    own = (other_mean.square() * precision + other_variance.log()).sum(1)
-    return (2 * mean @ (other_mean * precision).T - (variance + mean.square()) @ precision.T - own) / 2
-
-
 @torch.no_grad()
-def reciprocal_rank(heads: Heads, queries: Tensor, documents: Tensor, pairs: Pairs) -> float:
-    """MRR@10 of the queries of `pairs` over all documents; a tie counts against the relevant one."""
-    found = heads.document(documents)
-    best: dict[int, float] = {}
-    for rows, relevant in zip(torch.split(pairs.queries, BLOCK), torch.split(pairs.documents, BLOCK), strict=True):
-        all_scores = scores(heads.query(queries[rows]), found)
-        ranks = (all_scores >= all_scores.gather(1, relevant[:, None])).sum(1)
-        for query, rank in zip(rows.tolist(), ranks.tolist(), strict=True):
-            best[query] = max(best.get(query, 0.0), 1 / rank if rank <= TOP_K else 0.0)
-    return sum(best.values()) / len(best)
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What an epoch came to."""
-
-    number: int
-    loss: float
-    validation: float
+def rank_of(heads: Heads, queries: Tensor, documents: Tensor, pairs: Pairs) -> float:
+    """MRR@10 of the queries of `pairs` over all documents."""
+    return reciprocal_rank(heads.query(queries[pairs.queries]), heads.document(documents), pairs)
 
 
 class Training:
@@ -143,25 +109,20 @@ class Training:
         self.steps = max(1, len(training.queries) // recipe.batch)
         """Of an epoch."""
         self._step = 0
-        self._several = _with_several(training)
+        self._others = OtherRelevant(training, len(documents))
 
     def run(self, advance: Callable[[], object]) -> Iterator[Epoch]:
         """One epoch after the other, until the validation has gained nothing for `patience` of them.
 
         `advance` is called after every step. In the end the heads are the best ones.
         """
-        best, kept, since = -1.0, copy.deepcopy(self.heads.state_dict()), 0
-        for number in range(self._recipe.epochs):
-            loss = self._epoch(advance)
-            reached = reciprocal_rank(self.heads, self._queries, self._documents, self._validation)
-            yield Epoch(number + 1, loss, reached)
-            if reached > best:
-                best, kept, since = reached, copy.deepcopy(self.heads.state_dict()), 0
-            else:
-                since += 1
-            if since == self._recipe.patience:
-                break
-        self.heads.load_state_dict(kept)
+        return epochs_of(
+            self.heads,
+            self._recipe.epochs,
+            self._recipe.patience,
+            lambda: self._epoch(advance),
+            lambda: rank_of(self.heads, self._queries, self._documents, self._validation),
+        )
 
     def _epoch(self, advance: Callable[[], object]) -> float:
         order = torch.randperm(len(self._training.queries), generator=self._generator)
@@ -178,9 +139,10 @@ class Training:
         found = self.heads.document(self._noisy(self._documents[candidates]))
         logits = scores(self.heads.query(self._noisy(self._queries[queries])), found) / self.heads.log_temperature.exp()
         target = places[: len(batch)]
-        loss = cross_entropy(self._without_other_relevant(logits, queries, candidates, target), target)
+        loss = cross_entropy(self._others.without(logits, queries, candidates, target), target)
+        share = rise_and_fall(self._step, self.steps * self._recipe.epochs, WARM_UP)
         for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.learning_rate * self._share()
+            group["lr"] = self._recipe.learning_rate * share
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
@@ -190,27 +152,3 @@ class Training:
     def _noisy(self, features: Tensor) -> Tensor:
         deviation = self._recipe.noise / math.sqrt(features.shape[1])
         return features + deviation * torch.randn(features.shape, generator=self._generator)
-
-    def _share(self) -> float:
-        """Of the learning rate: a short rise, then half a cosine."""
-        done = self._step / (self.steps * self._recipe.epochs)
-        return min(1.0, (self._step + 1) / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
-
-    def _without_other_relevant(self, logits: Tensor, queries: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
-        """A query's other relevant documents are none that it must be far from."""
-        rows = torch.isin(queries, self._several.queries).nonzero()[:, 0]
-        if not len(rows):
-            return logits
-        size = len(self._documents)
-        judged = self._several.queries * size + self._several.documents
-        others = torch.isin(queries[rows, None] * size + candidates, judged)
-        others[torch.arange(len(rows)), target[rows]] = False
-        mask = torch.zeros_like(logits, dtype=torch.bool)
-        mask[rows] = others
-        return logits.masked_fill(mask, -torch.inf)
-
-
-def _with_several(pairs: Pairs) -> Pairs:
-    """The pairs of queries that have more than one."""
-    several = torch.bincount(pairs.queries)[pairs.queries] > 1
-    return Pairs(pairs.queries[several], pairs.documents[several])

@@ -16,15 +16,16 @@ from typing import Annotated
 
 import torch
 import typer
-from beir import Beir, Texts
-from head_training import Heads, Pairs, Recipe, Training
+from beir import Beir
+from head_training import Heads, Recipe, Training
+from model_folder import loadable_at_the_end
+from pair_training import pairs_of, told
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save
 from text_features import CACHE, Features
 
 from index import GaussearchError
-from index.durable import sync, write_atomically
+from index.durable import write_atomically
 from index.text import Role
 from index.text.config import CONFIG_FILE, HeadConfig
 from index.text.head import HEAD_FILE
@@ -45,44 +46,17 @@ class Dtype(StrEnum):
 DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.FLOAT8: torch.float8_e4m3fn}
 
 
-def pairs_of(corpus: Beir, splits: str, queries: Texts) -> Pairs:
-    """The relevant pairs of splits, as rows of `queries` and of the corpus's documents; raises BeirError."""
-    rows, documents = queries.rows(), corpus.documents.rows()
-    found = [
-        (rows[query], documents[document])
-        for query, judged in corpus.qrels(splits.split(",")).items()
-        for document, relevance in judged.items()
-        if relevance > 0
-    ]
-    query_rows, document_rows = torch.tensor(found, dtype=torch.long).reshape(-1, 2).T.contiguous()
-    return Pairs(query_rows, document_rows)
-
-
 def write_model(folder: Path, heads: Heads, base: str, base_fingerprint: str, recipe: Recipe, dtype: Dtype) -> None:
     """Writes the folder of the model; interrupted, it does not load: no old heads are read with new settings."""
-    folder.mkdir(parents=True, exist_ok=True)
     # Biases are few, and all that a dimension of variances may have.
     tensors = {
         name: tensor.to(DTYPES[dtype] if tensor.ndim > 1 else torch.float32).contiguous()
         for name, tensor in heads.tensors().items()
     }
     config = HeadConfig(base=base, base_fingerprint=base_fingerprint, beta=recipe.beta)
-    # What says that it is a model goes first and comes last. No new folder takes its place: the base may lie in it.
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
-    sync(folder)
-    write_atomically(folder / HEAD_FILE, save(tensors))
     written = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
-    write_atomically(folder / CONFIG_FILE, written.encode())
-
-
-def train(training: Training, recipe: Recipe, console: Console) -> None:
-    """Trains, and says how it goes."""
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("steps", total=recipe.epochs * training.steps, epoch=1)
-        for epoch in training.run(lambda: progress.advance(task)):
-            console.print(f"epoch {epoch.number}: loss {epoch.loss:.3f}, validation MRR@10 {epoch.validation:.4f}")
-            progress.update(task, epoch=epoch.number + 1)
+    with loadable_at_the_end(folder, {CONFIG_FILE: written.encode()}):
+        write_atomically(folder / HEAD_FILE, save(tensors))
 
 
 def main(
@@ -119,7 +93,8 @@ def main(
         documents = features.embeddings(on, corpus.documents.texts, Role.DOCUMENT)
         queries = features.embeddings(on, used.texts, Role.QUERY)
         training = Training(queries, documents, pairs, held_out, recipe)
-        train(training, recipe, console)
+        for _ in told(training, recipe.epochs, console):
+            pass
         write_model(target, training.heads, base, fingerprint(on, None), recipe, dtype)
     except (GaussearchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

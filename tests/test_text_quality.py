@@ -113,33 +113,33 @@ def all_scores(
 def test_scores_rank_as_kl_does(scripts: Any) -> None:
     torch.manual_seed(0)
     (queries, documents) = ((torch.randn(n, 5), torch.rand(n, 5) + 0.1) for n in (3, 40))
-    ranked = scripts("head_training").scores(queries, documents).argsort(dim=1)
+    ranked = scripts("pair_training").scores(queries, documents).argsort(dim=1)
     assert torch.equal(ranked, all_scores(queries, documents).argsort(dim=1))
 
 
 def test_training_finds_more_than_it_began_with(scripts: Any) -> None:
-    training = scripts("head_training")
+    training, pairs_of = scripts("head_training"), scripts("pair_training").Pairs
     torch.manual_seed(0)
     documents = torch.nn.functional.normalize(torch.randn(200, 16), dim=1)
     # What queries share with their documents lies in half of the dimensions; the others mislead.
     queries = torch.cat([documents[:, :8], torch.randn(200, 8) / 3], dim=1)
-    pairs = training.Pairs(torch.arange(200), torch.arange(200))
+    pairs = pairs_of(torch.arange(200), torch.arange(200))
     recipe = training.Recipe(k=8, epochs=40, patience=40, batch=20, negatives=50, learning_rate=0.02, noise=0.1)
     run = training.Training(queries, documents, pairs, pairs, recipe)
-    before = training.reciprocal_rank(run.heads, queries, documents, pairs)
+    before = training.rank_of(run.heads, queries, documents, pairs)
     epochs = list(run.run(lambda: None))
     assert epochs[-1].loss < epochs[0].loss
-    best = training.reciprocal_rank(run.heads, queries, documents, pairs)
+    best = training.rank_of(run.heads, queries, documents, pairs)
     assert best == max(epoch.validation for epoch in epochs)
     assert best > before + 0.2
 
 
 def test_other_relevant_documents_are_no_negatives(scripts: Any) -> None:
-    training = scripts("head_training")
+    training = scripts("pair_training")
     pairs = training.Pairs(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]))
-    run = training.Training(torch.eye(2, 6), torch.eye(4, 6), pairs, pairs, training.Recipe(k=2, batch=3))
     candidates = torch.tensor([0, 1, 2, 3])
-    kept = run._without_other_relevant(torch.zeros(3, 4), pairs.queries, candidates, pairs.documents)
+    others = training.OtherRelevant(pairs, documents=4)
+    kept = others.without(torch.zeros(3, 4), pairs.queries, candidates, pairs.documents)
     assert kept.isinf().tolist() == [[False, True, False, False], [True, False, False, False], [False] * 4]
 
 
@@ -220,6 +220,31 @@ def test_broken_corpora_are_named(scripts: Any, tmp_path: Path, name: str, text:
     assert not (tmp_path / "head").exists()
 
 
+@pytest.mark.parametrize(("splits", "there"), [(["train", "dev"], "dev, train"), ([], "none")])
+def test_a_split_that_is_missing_is_told_with_those_that_are_there(
+    scripts: Any, tmp_path: Path, splits: list[str], there: str
+) -> None:
+    (tmp_path / "qrels").mkdir()
+    for name in ("documents", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text('{"_id": "q0", "text": "a"}\n')
+    for split in splits:
+        (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tq0\t1\n")
+    done = run(scripts, "train_head", tmp_path, "--to", str(tmp_path / "head"), "--train", "validation")
+    assert done.exit_code == 1
+    assert f"error: {tmp_path}: no qrels/validation.tsv; there are: {there}" in done.output
+
+
+def test_a_split_that_judges_nothing_relevant_trains_nothing(scripts: Any, tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "documents.jsonl").write_text('{"_id": "d0", "text": "a"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q0", "text": "a"}\n{"_id": "q1", "text": "b"}\n')
+    for split, query in (("train", "q0"), ("validation", "q1")):
+        (tmp_path / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{query}\td0\t0\n")
+    done = run(scripts, "train_head", tmp_path, "--to", str(tmp_path / "head"))
+    assert done.exit_code == 1
+    assert f"error: {tmp_path}: no document is relevant to a query of train" in done.output
+
+
 def test_carried_head_finds_what_the_sample_asks_for(scripts: Any, sample: Path) -> None:
     assert (sample / "head" / "head.safetensors").stat().st_size < 250_000
     encoder = load_encoder(sample / "head", precision=TextPrecision.FLOAT32)
@@ -229,7 +254,7 @@ def test_carried_head_finds_what_the_sample_asks_for(scripts: Any, sample: Path)
     texts = {document["id"]: document["text"] for document in documents}
     found = encoder.encode([texts[query["relevant"]] for query in queries], Role.DOCUMENT)
     asked = encoder.encode([query["text"] for query in queries], Role.QUERY)
-    scores = scripts("head_training").scores((asked.means, asked.variances), (found.means, found.variances))
+    scores = scripts("pair_training").scores((asked.means, asked.variances), (found.means, found.variances))
     first = scores.argmax(1) == torch.arange(len(queries))
     assert first.float().mean() > 0.8
 
@@ -239,15 +264,15 @@ def test_heads_whose_writing_is_interrupted_are_no_model(
 ) -> None:
     target = tmp_path / "head"
     trained(scripts, corpus, target)
-    module = scripts("train_head")
-    write = module.write_atomically
+    module, folders = scripts("train_head"), scripts("model_folder")
+    write = folders.write_atomically
 
     def interrupted(path: Path, data: bytes) -> None:
         if path.name == "encoder.json":
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(module, "write_atomically", interrupted)
+    monkeypatch.setattr(folders, "write_atomically", interrupted)
     heads, recipe = module.Heads(torch.eye(WIDTH), module.Recipe(k=4)), module.Recipe(k=4)
     with pytest.raises(KeyboardInterrupt):
         module.write_model(target, heads, str(corpus / "model"), "0" * 64, recipe, module.Dtype.FLOAT32)

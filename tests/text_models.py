@@ -43,8 +43,9 @@ def tokenizer(folder: Path, *more: str) -> PreTrainedTokenizerFast:
     return fast
 
 
-def bert(folder: Path, tokens: int, seed: int) -> Any:
-    """Saves a random transformer."""
+def bert(folder: Path, tokens: int, seed: int, spread: float = 0.5) -> Any:
+    """Saves a random transformer. With a `spread` of weights as small as those of models have it can be trained, and
+    makes about the same of all texts."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=tokens,
@@ -53,17 +54,17 @@ def bert(folder: Path, tokens: int, seed: int) -> Any:
         num_attention_heads=2,
         intermediate_size=48,
         max_position_embeddings=64,
-        initializer_range=0.5,
+        initializer_range=spread,
     )
     model: Any = BertModel(config)
     model.save_pretrained(folder)
     return model.eval()
 
 
-def sentence_model(folder: Path, seed: int = 0) -> Path:
+def sentence_model(folder: Path, seed: int = 0, spread: float = 0.5) -> Path:
     """A sentence-transformers model: mean pooling, then length one, as all-MiniLM-L6-v2 has it."""
     folder.mkdir(parents=True)
-    bert(folder, len(tokenizer(folder)), seed)
+    bert(folder, len(tokenizer(folder)), seed, spread)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
