@@ -264,6 +264,30 @@ def test_from_texts_to_ranked_texts_on_the_command_line(model: Path, tmp_path: P
     assert json.loads(evaluated.stdout)["queries"]["evaluated"] == 1
 
 
+def test_an_interrupted_run_says_what_is_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("service.encode_command.encode_texts", interrupted)
+    stopped = run("encode", texts(tmp_path / "a.jsonl", 3), tmp_path / "a.parquet", "--model", model)
+    said = "what has been encoded is kept, all but the last 2,048 rows, and the same command goes on from there"
+    assert (stopped.exit_code, stopped.stderr) == (130, f"gaussearch: interrupted; {said}\n")
+
+
+def test_the_command_says_where_rows_are_listed_that_it_left_out(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"_id": "a", "text": "bread"}\n{"_id": "b", "text": ""}\n')
+    for command in (("encode", tmp_path / "a.jsonl", tmp_path / "a.parquet"), ("build", tmp_path / "a.jsonl")):
+        listed = tmp_path / ("a.parquet.rejected.jsonl" if command[0] == "encode" else "i/rejected.jsonl")
+        index = () if command[0] == "encode" else ("--index", tmp_path / "i")
+        done = run(*command, *index, "--model", model, "--on-error", "skip")
+        assert done.exit_code == 0, done.output
+        assert f"1, listed in {listed}" in done.stdout
+        assert listed.is_file()
+    again = run("build", tmp_path / "a.jsonl", *index, "--model", model, "--on-error", "skip")
+    assert "already up to date" in again.stdout
+    assert "listed in" not in again.stdout
+
+
 def test_another_model_than_that_of_the_index_is_refused(model: Path, tmp_path: Path) -> None:
     source, other = texts(tmp_path / "a.jsonl", 3), head_model(tmp_path / "other", seed=1)
     assert run("build", source, "--index", tmp_path / "index", "--model", model).exit_code == 0

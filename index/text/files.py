@@ -29,7 +29,7 @@ from index.text.protocol import Role, TextEncoder
 from index.text.rows import MADE, TextSource, vector_columns
 from index.text.working import REJECTED, clear, holding, parts_in
 
-__all__ = ["EncodeSummary", "encode_texts"]
+__all__ = ["PART_ROWS", "EncodeSummary", "encode_texts"]
 
 PART_ROWS: Final = 2048
 """Texts that a killed run loses at most; also the rows of a row group."""
@@ -39,12 +39,14 @@ NEXT_KEY: Final = b"gaussearch.next"
 
 @dataclass(frozen=True, slots=True)
 class EncodeSummary:
-    """What was made: rows of the output, how many of them an earlier run had encoded, rows left out, and by what."""
+    """What was made: rows of the output, how many of them an earlier run had encoded, rows left out and the file that
+    lists them, and by what."""
 
     output: Path
     rows: int
     resumed: int
     rejected: int
+    rejected_to: Path
     model: ModelRecord
 
 
@@ -120,7 +122,7 @@ class _Encoding:
         if not done:
             raise no_documents(self.corpus.files, self.rejected if self.skips else None, self.listed_to)
         rows = _join(done, self.output, self.model, self.options.role)
-        return EncodeSummary(self.output, rows, resumed, rejected, self.model)
+        return EncodeSummary(self.output, rows, resumed, rejected, self.listed_to, self.model)
 
     def _list_rejected(self, count: int) -> None:
         """Puts the list of rows that were left out where the user finds it; one that an earlier run left goes."""
