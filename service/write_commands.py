@@ -77,6 +77,13 @@ def add(
             summary = add_documents(sources, IndexDirectory(index), options, progress)
         listed = rejected_rows(summary.rejected, options.rejected_to or index / "rejected.jsonl")
         _print_change(index, "added and published", summary, listed)
+        model = summary.not_said_to_be_of
+        if model is not None:
+            print(
+                f"these Gaussians do not say which model made them; the index's documents are of {model.name!r}, and "
+                "one of another model is found by chance: gaussearch encode makes files that say so",
+                file=sys.stderr,
+            )
 
 
 @commands.command()

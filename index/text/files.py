@@ -24,6 +24,7 @@ from index.progress import Progress, SilentProgress
 from index.records import ModelRecord, NonNegativeInt, Strict
 from index.rows import no_documents
 from index.sources import RejectedRows, SourceBatch
+from index.text.checking import check_texts
 from index.text.corpora import corpus_to_encode
 from index.text.protocol import Role, TextEncoder
 from index.text.rows import MADE, TextSource, vector_columns
@@ -69,7 +70,8 @@ def encode_texts(
     """Encodes the texts of a file, folder, glob or `ir_datasets:NAME` into a Parquet file, which is replaced if there
     is one: `id`, `mean`, `variance` (float32) and the texts' own columns, with model and role in the schema's metadata.
 
-    Interrupted, the same call goes on. Raises SourceError, ModelError, DeviceUnavailableError, BuildError where the
+    Interrupted, the same call goes on. Raises SourceError, DuplicateIdError where an id is there twice, both before
+    anything is encoded; ModelError, DeviceUnavailableError, BuildError where the
     output cannot be one, it or the list of rejected rows would be written over a source, or another process is making
     it, and OSError where the disk fails.
     """
@@ -109,6 +111,7 @@ class _Encoding:
         self.plan = checksum(decisive.encode())[:12]
 
     def run(self) -> EncodeSummary:
+        check_texts(self.corpus, self.progress, skips=self.skips)
         done, next_row = self._done()
         resumed = sum(pq.read_metadata(part).num_rows for part in done)
         self.progress.phase("encoding", None)
