@@ -61,9 +61,8 @@ def build_index(
     With `encoder`, or with a model in the options, the sources hold texts, of which it makes the Gaussians.
 
     Raises ModelError, SourceError or DuplicateIdError for a corpus that cannot be indexed, of texts before any is
-    encoded; BuildError for an unfinished
-    build of something else, IndexLockedError while another process writes, DeviceUnavailableError. OSError where the
-    disk fails.
+    encoded; BuildError for an unfinished build of something else, IndexLockedError while another process writes,
+    DeviceUnavailableError. OSError where the disk fails.
     """
     options, progress, started = options or BuildOptions(), progress or SilentProgress(), time.monotonic()
     directory = IndexDirectory.of(directory)

@@ -3,16 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 from typer.testing import CliRunner, Result
 
 from index import build_index
 from index.text import Role
+from index.text.head import HeadEncoder
 from service import cli
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.conftest import random_gaussians, write_corpus
+from tests.text_models import head_model
 from tests.word_encoder import WordEncoder
 
 QUERIES = 70
@@ -81,3 +85,28 @@ def test_texts_are_read_by_nobody_where_there_is_no_model(folder: Path, listen: 
     local = run("search", "--queries", folder / "q.jsonl", "--index", folder / "index")
     assert local.exit_code == 1
     assert "or which model is to make Gaussians of its texts (--model)" in local.stderr
+
+
+def test_a_panic_of_a_services_tokenizer_is_the_end_of_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: Callable[..., int]
+) -> None:
+    model = head_model(tmp_path / "model")
+    (tmp_path / "texts.jsonl").write_text('{"_id": "d1", "text": "bread"}\n')
+    built = run("build", tmp_path / "texts.jsonl", "--index", tmp_path / "index", "--model", model)
+    assert built.exit_code == 0, built.output
+    words = json.loads((model / "base" / "tokenizer.json").read_text())
+    panicking = Tokenizer.from_str(json.dumps({**words, "pre_tokenizer": {"type": "FixedLength", "length": 0}}))
+    read = HeadEncoder._gaussians
+
+    def reading(self: HeadEncoder, texts: list[str], role: Role) -> Any:
+        if texts == ["horse"]:
+            panicking.encode("horse")
+        return read(self, texts, role)
+
+    monkeypatch.setattr(HeadEncoder, "_gaussians", reading)
+    port = listen(create_app(ServiceSettings(index=tmp_path / "index", model=str(model))))
+    where = ("--url", f"http://127.0.0.1:{port}")
+    for _ in range(2):
+        refused = run("search", "--text", "horse", *where)
+        assert (refused.exit_code, "answered 500" in refused.stderr) == (1, True)
+        assert told("--text", "bread", *where) == [["d1"]]

@@ -646,7 +646,7 @@ def test_a_tokenizer_that_panics_is_an_error_of_its_model(make: Any, tmp_path: P
     make(tmp_path / "m")
     folder = tmp_path / "m" / "base" if make is head_model else tmp_path / "m"
     edit(folder / "tokenizer.json", pre_tokenizer=NO_LENGTH)
-    with pytest.raises(ModelError, match=r"m: .*: the code beneath its tokenizer has panicked: chunk size must be"):
+    with pytest.raises(ModelError, match=r"m: .*: the code that reads it has panicked: chunk size must be"):
         load(tmp_path / "m")
 
 
@@ -658,7 +658,9 @@ def test_a_panic_at_a_text_names_the_model_and_nothing_else_is_caught(
     panicking = Tokenizer.from_file(str(tokenizers_file))
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "_gaussians", lambda texts, _: panicking.encode(texts[0]))
-        with pytest.raises(ModelError, match=r"^m: it cannot read a text: the code beneath .* or leave the text out$"):
+        with pytest.raises(
+            ModelError, match=r"^m: it cannot read a text: the code that reads it .* or leave the text out$"
+        ):
             encoder.encode(["bread"], Role.QUERY)
     assert len(encoder.encode(["bread"], Role.QUERY)) == 1
     for other in (KeyboardInterrupt, SystemExit, ValueError):

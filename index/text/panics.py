@@ -1,4 +1,4 @@
-"""Panics of Rust, in which tokenizers are written, as errors of the model at which they happened."""
+"""Panics of Rust, in which tokenizers and readers of weights are written, as errors of the model."""
 
 from types import TracebackType
 from typing import Final
@@ -25,7 +25,7 @@ class Panics:
     ) -> None:
         if kind is not None and kind.__module__ == "pyo3_runtime" and kind.__name__ == PANIC:
             raise ModelError(
-                f"{self._what}: the code beneath its tokenizer has panicked: {error}. Its tokenizer.json may be "
-                "damaged, or of another version of tokenizers than is installed here: get it anew, or leave the text "
-                "out"
+                f"{self._what}: the code that reads it has panicked: {error}. A file of the model, most likely its "
+                "tokenizer.json, may be damaged, or made for another version of tokenizers than is installed here: get "
+                "it anew, or leave the text out"
             ) from error
