@@ -25,6 +25,7 @@ from index.progress import Progress, SilentProgress
 from index.sources import Corpus, RejectedRows
 from index.staging import BuildPlan
 from index.storage import IndexDirectory
+from index.text.checking import check_texts
 from index.text.protocol import TextEncoder
 from index.vectors import resolve_device
 
@@ -59,9 +60,9 @@ def build_index(
 
     With `encoder`, or with a model in the options, the sources hold texts, of which it makes the Gaussians.
 
-    Raises ModelError, SourceError or DuplicateIdError for a corpus that cannot be indexed, BuildError for an unfinished
-    build of something else, IndexLockedError while another process writes, DeviceUnavailableError. OSError where the
-    disk fails.
+    Raises ModelError, SourceError or DuplicateIdError for a corpus that cannot be indexed, of texts before any is
+    encoded; BuildError for an unfinished build of something else, IndexLockedError while another process writes,
+    DeviceUnavailableError. OSError where the disk fails.
     """
     options, progress, started = options or BuildOptions(), progress or SilentProgress(), time.monotonic()
     directory = IndexDirectory.of(directory)
@@ -82,6 +83,8 @@ def build_index(
         if live is not None:
             require_recall(live.measured_recall, options.min_recall)
             return _summary(directory, live, started, resumed=0, up_to_date=True)
+        if corpus.of_texts:
+            check_texts(corpus, progress, skips=options.on_error == "skip")
         build = BuildRun(
             directory,
             plan,

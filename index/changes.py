@@ -21,9 +21,11 @@ from index.maintenance import maintain
 from index.manifest import Manifest, SegmentEntry
 from index.progress import Progress, SilentProgress
 from index.rebuilding import rebuild_index
+from index.records import ModelRecord
 from index.rows import no_documents
 from index.sources import Corpus, RejectedRows
 from index.storage import IndexDirectory
+from index.text.checking import check_texts
 from index.text.matching import require_model
 from index.text.protocol import TextEncoder
 from index.vectors import resolve_device
@@ -39,7 +41,8 @@ IDS_TOGETHER = 1 << 18
 class ChangeSummary:
     """The generation that is live after a change; how many documents were written, how many of these took the place of
     one with their id, how many rows of the sources were left out, how many documents were deleted, and which ids to
-    delete there were not."""
+    delete there were not. `not_said_to_be_of`: the model of the index, where it is known, and what was written does not
+    say that it is of that."""
 
     manifest: Manifest
     written: int = 0
@@ -47,6 +50,7 @@ class ChangeSummary:
     rejected: int = 0
     deleted: int = 0
     missing: Sequence[str] = ()
+    not_said_to_be_of: ModelRecord | None = None
 
 
 def add_documents(
@@ -69,7 +73,10 @@ def add_documents(
         with contextlib.ExitStack() as stack:
             corpus, rejected = _corpus(sources, directory, options, encoder)
             of_index = directory.manifest().model
-            require_model(of_index, corpus.model(), str(directory.path), reads=corpus.of_texts)
+            of_corpus = corpus.model()
+            require_model(of_index, of_corpus, str(directory.path), reads=corpus.of_texts)
+            if corpus.of_texts:
+                check_texts(corpus, progress, skips=options.on_error == "skip")
             if options.on_error == "skip":
                 if rejected.path.parent == directory.path:
                     # In the index itself nobody has named it, and a link that lies there is nobody's wish.
@@ -87,7 +94,10 @@ def add_documents(
                 replaced += len(writer.remove(ids))
             manifest = writer.publish(_entries(corpus, writer), retention=options.retention, written=written)
         manifest = maintain(directory, options, progress) or manifest
-    return ChangeSummary(manifest, written=written, replaced=replaced, rejected=rejected.count)
+    unsaid = of_index if of_corpus is None else None
+    return ChangeSummary(
+        manifest, written=written, replaced=replaced, rejected=rejected.count, not_said_to_be_of=unsaid
+    )
 
 
 def _corpus(

@@ -1,7 +1,7 @@
 """Document ids must be unique: checked on 8 bytes per document, whatever the ids are."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 from index.errors import DuplicateIdError
 from index.sources import DocumentSource
 
-__all__ = ["hash_strings", "read_ids", "require_unique_ids"]
+__all__ = ["SeenIds", "hash_strings", "read_ids", "require_unique_ids"]
 
 LOOKED_UP = 100
 """How many hashes are looked up in the corpus at a time."""
@@ -24,38 +24,70 @@ HASHED_ROWS = 1 << 11
 def require_unique_ids(corpus: DocumentSource, id_files: Sequence[Path]) -> None:
     """Raises DuplicateIdError, naming ids and the places where they stand, unless all ids of a corpus are different.
 
-    `id_files` are the ids.arrow of its segments. Equal 64-bit hashes mark suspects; only if there are any is the corpus
-    looked through again, for those ids and their places.
+    `id_files` are the ids.arrow of its segments.
     """
-    # Another one each time, so that nobody can make ids up that share a hash.
-    base = secrets.randbits(64) | 1
-    hashes = np.concatenate([hashes for path in id_files for _, hashes in _hashed(path, base)])
-    hashes.sort()
-    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if not len(repeated):
-        return
-    # A few at a time: where a whole corpus stands there twice, all of them would take memory without a bound.
-    for first in range(0, len(repeated), LOOKED_UP):
-        ids = _with_hashes(repeated[first : first + LOOKED_UP], id_files, base)
-        duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
-        if duplicates:
-            shown = [f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]]
-            more = len(repeated) - len(shown)
-            rest = f"; and {more} more" if more else ""
-            raise DuplicateIdError(
-                f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}. "
-                "Give every document an id of its own"
-            )
-    # Different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
+
+    def ids() -> Iterator[pa.StringArray]:
+        return (chunk for path in id_files for chunk in read_ids(path).chunks)
+
+    seen = SeenIds()
+    for each in ids():
+        seen.add(each)
+    seen.require_unique(corpus, ids)
 
 
-def _with_hashes(wanted: npt.NDArray[np.uint64], id_files: Sequence[Path], base: int) -> set[str]:
-    """The ids that have one of these hashes."""
-    found: set[str] = set()
-    for path in id_files:
-        for part, hashes in _hashed(path, base):
-            found.update(part.filter(pa.array(np.isin(hashes, wanted))).to_pylist())
-    return found
+class SeenIds:
+    """Ids of which 8 bytes each are remembered, and 16 once they are looked through.
+
+    Equal 64-bit hashes mark suspects; only if there are any is the corpus looked through again, for those ids and their
+    places.
+    """
+
+    def __init__(self) -> None:
+        # Another one each time, so that nobody can make ids up that share a hash.
+        self._base = secrets.randbits(64) | 1
+        self._hashes: list[npt.NDArray[np.uint64]] = []
+
+    def add(self, ids: pa.StringArray) -> None:
+        """Remembers ids."""
+        self._hashes += [hashes for _, hashes in self._hashed(ids)]
+
+    def require_unique(self, corpus: DocumentSource, again: Callable[[], Iterable[pa.StringArray]]) -> None:
+        """Raises DuplicateIdError unless all of them are different. `again` gives them once more; the corpus, of which
+        they are, knows their places."""
+        hashes = np.concatenate([*self._hashes, np.empty(0, np.uint64)])
+        self._hashes = []
+        hashes.sort()
+        repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        # A few at a time: where a whole corpus stands there twice, all of them would take memory without a bound.
+        for first in range(0, len(repeated), LOOKED_UP):
+            ids = self._with_hashes(repeated[first : first + LOOKED_UP], again())
+            duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
+            if duplicates:
+                shown = [
+                    f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]
+                ]
+                more = len(repeated) - len(shown)
+                rest = f"; and {more} more" if more else ""
+                raise DuplicateIdError(
+                    f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}. Give each document or "
+                    "query an id of its own"
+                )
+        # Different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
+
+    def _with_hashes(self, wanted: npt.NDArray[np.uint64], ids: Iterable[pa.StringArray]) -> set[str]:
+        """Those of the ids that have one of these hashes."""
+        found: set[str] = set()
+        for each in ids:
+            for part, hashes in self._hashed(each):
+                found.update(part.filter(pa.array(np.isin(hashes, wanted))).to_pylist())
+        return found
+
+    def _hashed(self, ids: pa.StringArray) -> Iterator[tuple[pa.StringArray, npt.NDArray[np.uint64]]]:
+        """Ids and their hashes, in parts."""
+        for start in range(0, len(ids), HASHED_ROWS):
+            part = ids.slice(start, HASHED_ROWS)
+            yield part, hash_strings(part, self._base)
 
 
 def read_ids(path: Path) -> pa.ChunkedArray:
@@ -81,11 +113,3 @@ def hash_strings(strings: pa.StringArray, base: int) -> npt.NDArray[np.uint64]:
     np.cumsum((data + np.uint64(1)) * powers[:-1], out=prefix[1:])
     hashes: npt.NDArray[np.uint64] = (prefix[bounds[1:]] - prefix[bounds[:-1]]) * inverses[bounds[:-1]]
     return hashes
-
-
-def _hashed(path: Path, base: int) -> Iterator[tuple[pa.StringArray, npt.NDArray[np.uint64]]]:
-    """The ids of one segment and their hashes, in parts."""
-    for chunk in read_ids(path).chunks:
-        for start in range(0, len(chunk), HASHED_ROWS):
-            part = chunk.slice(start, HASHED_ROWS)
-            yield part, hash_strings(part, base)

@@ -16,10 +16,10 @@ from index.compaction import BATCH_ROWS, live_rows, rows_batch
 from index.documents import Numbers
 from index.durable import checksum
 from index.errors import BuildError, SourceError
-from index.formats import TEXT_SUFFIXES, is_known, read
+from index.formats import is_of_texts
 from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
-from index.rows import Columns, TextColumns
+from index.rows import Columns
 from index.segments import Segment
 from index.sources import Corpus, RejectedRows, SourceBatch, Stamps
 from index.staging import BuildPlan
@@ -125,19 +125,9 @@ def _queries(file: Path, directory: IndexDirectory, manifest: Manifest) -> Given
         require_model(manifest.model, queries.model(), str(directory.path))
         return read_queries(file, queries)
     except SourceError as error:
-        if not _is_of_texts(file):
+        if not is_of_texts(file, Columns()):
             raise
         raise SourceError(
             f"{file}: an index is built anew with Gaussians of queries, and these are texts: make Gaussians of them "
             "with gaussearch encode --role query"
         ) from error
-
-
-def _is_of_texts(file: Path) -> bool:
-    if not file.is_file() or not is_known(file, TEXT_SUFFIXES):
-        return False
-    try:
-        first = next(read(file, TextColumns(), start=0, batch_rows=1), None)
-    except SourceError:
-        return False
-    return first is not None and not set(Columns().vectors) & set(first.table.column_names)

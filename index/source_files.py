@@ -2,13 +2,23 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from index.errors import SourceError
 from index.formats import is_known
+from index.rows import base_suffix
 
 __all__ = ["files_of"]
+
+ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How the address of something on another machine begins. As a path, it has lost one of its slashes."""
+
+OF_GAUSSIANS: Final = (
+    "Gaussians are read from Parquet, Arrow, NPZ, safetensors and JSON Lines, with columns id, mean and variance"
+)
 
 
 def files_of(
@@ -42,6 +52,8 @@ def _expand(source: str | Path, suffixes: Sequence[str]) -> list[Path]:
         if not found:
             raise SourceError(f"{path}: there is no file in it whose name ends in {_in_words(suffixes)}")
         return found
+    if ADDRESS.match(str(source)) and not path.exists():
+        raise SourceError(f"{source}: sources are files on this machine: download it, and name the file")
     # A path that exists is that path, whatever brackets its name holds.
     if path.exists() or not glob.has_magic(str(source)):
         found = [path]
@@ -55,7 +67,7 @@ def _expand(source: str | Path, suffixes: Sequence[str]) -> list[Path]:
         if not file.is_file():
             raise SourceError(f"{file}: there is no such file")
         if not is_known(file, suffixes):
-            raise SourceError(f"{file}: its format is not known; names end in {_in_words(suffixes)}")
+            raise SourceError(f"{file}: {_unknown(file, suffixes)}")
     return found
 
 
@@ -66,6 +78,17 @@ def _inside(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
             file = Path(parent, name)
             if not name.startswith(".") and is_known(file, suffixes) and file.is_file():
                 yield file
+
+
+def _unknown(file: Path, suffixes: Sequence[str]) -> str:
+    """Why a file is not read, and what is to be done."""
+    texts, suffix = ".tsv" in suffixes, base_suffix(file)
+    if suffix == ".tsv" and not texts:
+        return f"it holds texts, of which a model makes Gaussians: name one with --model. {OF_GAUSSIANS}"
+    if ".csv" in file.suffixes[-2:]:
+        remedy = "make it TSV (an id, a tab and a text, nothing quoted), JSON Lines or Parquet"
+        return f"CSV is not read: {remedy}" + ("" if texts else f", with --model where it holds texts. {OF_GAUSSIANS}")
+    return f"its format is not known; names end in {_in_words(suffixes)}"
 
 
 def _in_words(suffixes: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from index.row_checks import RowChecker, id_column
 from index.rows import Columns, RawBatch, RejectedRows, RowDefect, SourceBatch, TextColumns, VarianceAs, place
 from index.source_files import files_of
 from index.text.protocol import Role
-from index.text.rows import MADE, TextSource
+from index.text.rows import MADE, NoEncoder, TextSource
 
 __all__ = ["Columns", "Corpus", "DocumentSource", "RejectedRows", "SourceBatch", "Stamps", "VarianceAs", "place"]
 
@@ -104,6 +104,13 @@ class Corpus:
     def of_texts(self) -> bool:
         """Whether a model makes its Gaussians as it is read."""
         return self._texts is not None
+
+    def without_model(self, rejected: RejectedRows | None) -> "Corpus":
+        """The same texts, each with a Gaussian that says nothing, for which no model is asked: what its rows are
+        otherwise. `rejected` as in Corpus. Raises InvalidOptionError where it is no corpus of texts."""
+        if self._texts is None:
+            raise InvalidOptionError("a corpus of Gaussians has no model that it could be without")
+        return Corpus(self.files, texts=replace(self._texts, encoder=NoEncoder()), rejected=rejected)
 
     def model(self) -> ModelRecord | None:
         """The model that makes its Gaussians, or that its files say to have made them; None where they do not.

@@ -11,39 +11,20 @@ from rich.console import Console
 from index import (
     BuildOptions,
     BuildSummary,
-    Columns,
     IndexDirectory,
     Manifest,
-    VarianceAs,
     build_index,
 )
 from index.drift import rebuild_reason
 from index.manifest import IndexKind
 from index.spread import spread_of
 from service import encode_command, evaluate_command, write_commands
-from service.commands import IndexOption, errors, print_table
+from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.descriptors import allow_descriptors
 from service.options import with_options
 from service.progress import progress_for
-from service.runs import Asked, RunFormat, RunWriter, in_words, read_queries, search_batch
-from service.search_options import (
-    ApiKeyOption,
-    CandidatesOption,
-    CaOption,
-    DeviceOption,
-    ExactOption,
-    IdColumnOption,
-    MeanColumnOption,
-    ModelOption,
-    NprobeOption,
-    SearchedIndexOption,
-    TextColumnOption,
-    UrlOption,
-    VarianceAsOption,
-    VarianceColumnOption,
-    query_texts,
-    runner_for,
-)
+from service.runs import RunFormat, RunWriter, search_batch
+from service.search_options import Searching, with_searching
 from service.settings import ENV_PREFIX, ServiceSettings
 from service.spread_plot import require_drawable, write_plot
 
@@ -96,7 +77,7 @@ def build(
     with errors():
         with progress_for(Console(stderr=True)) as progress:
             summary = build_index(sources, IndexDirectory(index), options, progress)
-        _print_summary(summary)
+        _print_summary(summary, options.rejected_to or index / "rejected.jsonl")
 
 
 @app.command()
@@ -154,55 +135,37 @@ def verify(
 
 
 @app.command()
+@with_searching
 def search(
+    searching: Searching,
     queries: Annotated[
         Path | None,
         typer.Option(
             "--queries",
-            help="Query Gaussians, in any format that corpora may have; with --model, texts.",
+            help="Query Gaussians, in any format that corpora may have; with --model or --url, texts.",
             show_default=False,
         ),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="One query, in words.", show_default=False)] = None,
-    index: SearchedIndexOption = None,
-    url: UrlOption = None,
-    model: ModelOption = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Documents per query.")] = 10,
-    candidates: CandidatesOption = None,
-    nprobe: NprobeOption = None,
-    exact: ExactOption = False,
     form: Annotated[
         RunFormat, typer.Option("--format", help="table for people, jsonl for programs, trec for trec_eval.")
     ] = RunFormat.TABLE,
-    device: DeviceOption = "auto",
-    api_key: ApiKeyOption = None,
-    ca: CaOption = None,
-    id_column: IdColumnOption = "id",
-    text_column: TextColumnOption = "text",
-    mean_column: MeanColumnOption = "mean",
-    variance_column: VarianceColumnOption = "variance",
-    variance_as: VarianceAsOption = VarianceAs.VARIANCE,
 ) -> None:
     """Search with every Gaussian or text of a file, or with words, in a directory (--index) or through a service."""
-    if (index is None) == (url is None):
+    if (searching.index is None) == (searching.url is None):
         raise typer.BadParameter("give either --index or --url")
     if (queries is None) == (text is None):
         raise typer.BadParameter("give either --queries or --text")
     if text is not None and not text.strip():
         raise typer.BadParameter("--text is empty")
     with errors():
-        runner = runner_for(index, url, device, api_key, ca)
+        runner = searching.runner()
         writer = RunWriter(form, sys.stdout)
-        source = query_texts(model, device, id_column, text_column)
-        if text is not None:
-            batches = iter([in_words(runner, text, source)])
-        else:
-            columns = Columns(id_column, mean_column, variance_column)
-            batches = read_queries(Path(str(queries)), columns, variance_as, source)
-        for batch in batches:
-            found = search_batch(runner, batch, Asked(top_k, candidates, nprobe, exact))
-            for query_id, text, results in zip(batch.ids, batch.texts, found, strict=True):
-                writer.write(query_id, text, results)
+        for batch in [searching.words(runner, str(text))] if queries is None else searching.queries(runner, queries):
+            found = search_batch(runner, batch, searching.asked(top_k))
+            for query_id, words, results in zip(batch.ids, batch.texts, found, strict=True):
+                writer.write(query_id, words, results)
 
 
 @app.command()
@@ -291,7 +254,8 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _print_summary(summary: BuildSummary) -> None:
+def _print_summary(summary: BuildSummary, rejected_to: Path) -> None:
+    """What was built. `rejected_to` lists the rows that were left out."""
     manifest, replaced = summary.manifest, summary.replaced
     if replaced is not None:
         changes = f", and {replaced.changes:,} change{'s' * (replaced.changes > 1)} made to it since it was built"
@@ -312,6 +276,9 @@ def _print_summary(summary: BuildSummary) -> None:
     }
     if summary.resumed_documents:
         rows["resumed"] = f"{summary.resumed_documents:,} documents were there from an interrupted build"
-    if manifest.source.rejected:
+    if not summary.up_to_date:
+        rows |= rejected_rows(manifest.source.rejected, rejected_to)
+    elif manifest.source.rejected:
+        # They were listed by the build that made it, wherever that was told to.
         rows["rejected rows"] = f"{manifest.source.rejected:,}"
     print_table("already up to date" if summary.up_to_date else "built and published", rows)

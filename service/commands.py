@@ -15,7 +15,7 @@ from index import GaussearchError
 from service.runs import PlainConsole
 from service.settings import ENV_PREFIX
 
-__all__ = ["IndexOption", "errors", "print_table"]
+__all__ = ["IndexOption", "errors", "print_table", "rejected_rows"]
 
 IndexOption = Annotated[
     Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
@@ -33,9 +33,14 @@ NO_MEMORY = (
 memory."""
 
 
+INDEX_INTERRUPTED = "the index is as it was, or as it was to be, and the same command goes on or does it again"
+
+
 @contextlib.contextmanager
-def errors() -> Iterator[None]:
-    """Turns what goes wrong on purpose into one line and an exit status, and SIGTERM into an orderly end."""
+def errors(interrupted: str = INDEX_INTERRUPTED) -> Iterator[None]:
+    """Turns what goes wrong on purpose into one line and an exit status, and SIGTERM into an orderly end.
+
+    `interrupted` is what becomes of the command's work where it is told to end."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -59,10 +64,7 @@ def errors() -> Iterator[None]:
         said = str(error).partition("\n")[0]
         _stop(f"there is not enough memory{f' ({said})' if said else ''}: use a machine with more, or allow more", 1)
     except KeyboardInterrupt:
-        _stop(
-            "interrupted; the index is as it was, or as it was to be, and the same command goes on or does it again",
-            130,
-        )
+        _stop(f"interrupted; {interrupted}", 130)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -78,3 +80,8 @@ def print_table(title: str, rows: dict[str, object]) -> None:
     for name, value in rows.items():
         table.add_row(name, str(value))
     PlainConsole(sys.stdout).print(table)
+
+
+def rejected_rows(count: int, listed: Path) -> dict[str, object]:
+    """What a table says of rows that were left out, where there are any; `listed` is the file that lists them."""
+    return {"rejected rows": f"{count:,}, listed in {listed}"} if count else {}

@@ -7,13 +7,17 @@ import typer
 from rich.console import Console
 
 from index.build_options import EncodeOptions
-from index.text.files import encode_texts
-from service.commands import errors, print_table
+from index.text.files import PART_ROWS, encode_texts
+from service.commands import errors, print_table, rejected_rows
 from service.options import with_options
 from service.progress import progress_for
 from service.settings import ENV_PREFIX
 
 __all__ = ["commands"]
+
+INTERRUPTED = (
+    f"what has been encoded is kept, all but the last {PART_ROWS:,} rows, and the same command goes on from there"
+)
 
 commands = typer.Typer()
 
@@ -37,7 +41,7 @@ def encode(
 
     Interrupted at any moment, the same command goes on where it stopped.
     """
-    with errors():
+    with errors(INTERRUPTED):
         with progress_for(Console(stderr=True)) as progress:
             summary = encode_texts(source, output, options, progress)
         rows: dict[str, object] = {
@@ -48,6 +52,4 @@ def encode(
         }
         if summary.resumed:
             rows["resumed"] = f"{summary.resumed:,} rows were there from an interrupted run"
-        if summary.rejected:
-            rows["rejected rows"] = f"{summary.rejected:,}"
-        print_table("encoded", rows)
+        print_table("encoded", rows | rejected_rows(summary.rejected, summary.rejected_to))

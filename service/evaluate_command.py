@@ -2,38 +2,20 @@
 
 import json
 import sys
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from index import Columns, VarianceAs
 from index.durable import write_where_told
 from service.commands import errors
 from service.evaluation import Evaluated, Measure, compare, cutoff, evaluate, measures_of
 from service.evaluation_report import print_report, report
+from service.files import require_place
 from service.prediction import predict, predicted_measure
-from service.runs import Asked, QueryBatch, Runner, read_queries, search_batch
-from service.search_options import (
-    ApiKeyOption,
-    CandidatesOption,
-    CaOption,
-    DeviceOption,
-    ExactOption,
-    IdColumnOption,
-    MeanColumnOption,
-    ModelOption,
-    NprobeOption,
-    SearchedIndexOption,
-    TextColumnOption,
-    UrlOption,
-    VarianceAsOption,
-    VarianceColumnOption,
-    query_texts,
-    runner_for,
-)
+from service.runs import search_batch
+from service.search_options import Searching, with_searching
 from service.trec import EvaluationError, Run, read_qrels, read_run, write_run
 from service.uncertainty import Uncertainty, uncertainty
 
@@ -56,7 +38,9 @@ def _output(name: str, what: str) -> Any:
 
 
 @commands.command("evaluate")
+@with_searching
 def evaluate_command(
+    searching: Searching,
     qrels: Annotated[
         Path,
         typer.Option(
@@ -68,15 +52,9 @@ def evaluate_command(
     run: Annotated[
         Path | None, typer.Option("--run", help="TREC run to measure, instead of a search.", show_default=False)
     ] = None,
-    index: SearchedIndexOption = None,
-    url: UrlOption = None,
     queries: Annotated[
         Path | None,
-        typer.Option(
-            "--queries",
-            help="Query Gaussians for --index or --url, as search takes them; with --model, texts.",
-            show_default=False,
-        ),
+        typer.Option("--queries", help="Queries for --index or --url, as search takes them.", show_default=False),
     ] = None,
     measures: Annotated[
         str, typer.Option("--measures", help="Measures of ir-measures; MRR@10 is RR@10, and Recall@100 is R@100.")
@@ -91,46 +69,24 @@ def evaluate_command(
     save_run: Annotated[Path | None, _output("--save-run", "File for what the search finds, a TREC run")] = None,
     form: Annotated[Form, typer.Option("--format", help="table for people, json for programs.")] = Form.TABLE,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Documents per query that are searched for.")] = 100,
-    candidates: CandidatesOption = None,
-    nprobe: NprobeOption = None,
-    exact: ExactOption = False,
-    device: DeviceOption = "auto",
-    api_key: ApiKeyOption = None,
-    ca: CaOption = None,
     relevant_column: Annotated[
         str, typer.Option("--relevant-column", help="Column of relevant ids, where --qrels has Gaussians.")
     ] = "relevant",
-    model: ModelOption = None,
-    text_column: TextColumnOption = "text",
-    id_column: IdColumnOption = "id",
-    mean_column: MeanColumnOption = "mean",
-    variance_column: VarianceColumnOption = "variance",
-    variance_as: VarianceAsOption = VarianceAs.VARIANCE,
 ) -> None:
     """Measure a TREC run (--run), a directory (--index) or a service (--url) against relevance judgements.
 
     Queries of the judgements without a relevant document are left out; those without results count as 0.
     """
-    _require_one_source(run, index, url, queries, save_run)
+    _require_one_source(run, searching, queries, save_run)
     with errors():
-        columns = Columns(id_column, mean_column, variance_column)
         wanted = measures_of(measures)
         if run is None:
             _require_depth(wanted, top_k)
-        for path in (per_query, save_run):
-            _require_folder(path)
-        judged = read_qrels(qrels, columns, variance_as, relevant_column)
+        require_place(per_query, "--per-query", EvaluationError)
+        require_place(save_run, "--save-run", EvaluationError)
+        judged = read_qrels(qrels, searching.columns, searching.variance_as, relevant_column)
         other = None if against is None else evaluate(judged, read_run(against), wanted)
-        uncertainties: dict[str, Uncertainty] = {}
-        if run is not None:
-            found = read_run(run)
-        else:
-            runner = runner_for(index, url, device, api_key, ca)
-            asked = Asked(top_k, candidates, nprobe, exact)
-            texts = query_texts(model, device, id_column, text_column)
-            file = Path(str(queries))
-            batches = read_queries(file, columns, variance_as, texts)
-            found, uncertainties = _search(runner, asked, batches, file)
+        found, uncertainties = (read_run(run), {}) if run else _search(searching, top_k, Path(str(queries)))
         if save_run is not None:
             write_run(save_run, found)
         evaluated = evaluate(judged, found, wanted)
@@ -143,10 +99,8 @@ def evaluate_command(
             print_report(told, sys.stdout)
 
 
-def _require_one_source(
-    run: Path | None, index: Path | None, url: str | None, queries: Path | None, save_run: Path | None
-) -> None:
-    if sum(source is not None for source in (run, index, url)) != 1:
+def _require_one_source(run: Path | None, searching: Searching, queries: Path | None, save_run: Path | None) -> None:
+    if sum(source is not None for source in (run, searching.index, searching.url)) != 1:
         raise typer.BadParameter("give one of --run, --index and --url")
     if (run is None) != (queries is not None):
         raise typer.BadParameter(
@@ -163,20 +117,13 @@ def _require_depth(measures: list[Measure], top_k: int) -> None:
             raise EvaluationError(f"{measure} looks at {depth:,} documents and --top-k is {top_k:,}: raise --top-k")
 
 
-def _require_folder(path: Path | None) -> None:
-    """Raises EvaluationError before a long search, where its results could not be written."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise EvaluationError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'make its folder'}")
-
-
-def _search(
-    runner: Runner, asked: Asked, batches: Iterable[QueryBatch], file: Path
-) -> tuple[Run, dict[str, Uncertainty]]:
+def _search(searching: Searching, top_k: int, file: Path) -> tuple[Run, dict[str, Uncertainty]]:
     """What is found for every query of a file, and how uncertain each is."""
     run: Run = {}
     uncertainties: dict[str, Uncertainty] = {}
-    for batch in batches:
-        found = search_batch(runner, batch, asked)
+    runner = searching.runner()
+    for batch in searching.queries(runner, file):
+        found = search_batch(runner, batch, searching.asked(top_k))
         for query, results, each in zip(batch.ids, found, uncertainty(batch.gaussians), strict=True):
             if query in run:
                 raise EvaluationError(f"{file}: query {query!r} is there twice; ids of queries must be unique")
@@ -193,7 +140,8 @@ def _report(
         compared = {name: compare(values, other.values[name]) for name, values in evaluated.values.items()}
     predicted = predicted_measure(measures)
     predictions = predict(evaluated, predicted, uncertainties) if uncertainties else None
-    return report(evaluated, other, compared, predicted, predictions)
+    predictable = sum(query in uncertainties for query in evaluated.queries)
+    return report(evaluated, other, compared, predicted, predictions, predictable)
 
 
 def _per_query(evaluated: Evaluated, uncertainties: dict[str, Uncertainty]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from rich.table import Table
 
 from service.evaluation import CONFIDENCE, Comparison, Evaluated
-from service.prediction import Correlation
+from service.prediction import LEAST_QUERIES, Correlation
 from service.runs import PlainConsole
 
 __all__ = ["print_report", "report"]
@@ -19,8 +19,10 @@ def report(
     compared: dict[str, Comparison] | None,
     predicted: str,
     predictions: dict[str, dict[str, Correlation | None]] | None,
+    predictable: int = 0,
 ) -> dict[str, Any]:
-    """Everything that is printed, as JSON has it: what could not be computed is null."""
+    """Everything that is printed, as JSON has it: what could not be computed is null. `predictable` is how many queries
+    the predictions are about."""
     told: dict[str, Any] = {
         "queries": {
             "evaluated": len(evaluated.queries),
@@ -39,6 +41,7 @@ def report(
     if predictions is not None:
         told["prediction"] = {
             "measure": predicted,
+            "queries": predictable,
             "predictors": {
                 name: {kind: None if each is None else asdict(each) for kind, each in correlations.items()}
                 for name, correlations in predictions.items()
@@ -54,8 +57,11 @@ def print_report(told: dict[str, Any], stream: TextIO) -> None:
     stream.write(f"{told['queries']['evaluated']:,} queries evaluated\n")
     console.print(_measures(told))
     if "prediction" in told:
-        stream.write(f"{told['prediction']['measure']} by the uncertainty of queries (p)\n")
-        console.print(_predictors(told["prediction"]))
+        stream.write(f"{told['prediction']['measure']} by the uncertainty of queries")
+        without = _why_without(told["prediction"])
+        stream.write(f": {without}\n" if without else " (p)\n")
+        if not without:
+            console.print(_predictors(told["prediction"]))
     for remark in _remarks(told):
         stream.write(f"{remark}\n")
 
@@ -91,6 +97,15 @@ def _predictors(prediction: dict[str, Any]) -> Table:
         ]
         table.add_row(name.replace("_", " "), *cells)
     return table
+
+
+def _why_without(prediction: dict[str, Any]) -> str | None:
+    """Why nothing correlates, where nothing does."""
+    if any(each is not None for correlations in prediction["predictors"].values() for each in correlations.values()):
+        return None
+    if prediction["queries"] < LEAST_QUERIES:
+        return f"it takes {LEAST_QUERIES} queries or more to correlate them, and there are {prediction['queries']}"
+    return "nothing goes with what is the same for all queries"
 
 
 def _remarks(told: dict[str, Any]) -> Iterator[str]:

@@ -9,7 +9,10 @@ import numpy as np
 from service.evaluation import Evaluated, Floats, Measure, extra_module
 from service.uncertainty import Uncertainty
 
-__all__ = ["Correlation", "correlate", "predict", "predicted_measure"]
+__all__ = ["LEAST_QUERIES", "Correlation", "correlate", "predict", "predicted_measure"]
+
+LEAST_QUERIES = 3
+"""Any two queries lie on a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def correlate(predictor: Floats, values: Floats) -> dict[str, Correlation | None
     """Pearson's r, Spearman's rho and Kendall's tau-b; None where there are under three queries, or one value."""
     stats = extra_module("scipy.stats")
     tests = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
-    if len(values) < 3 or np.ptp(values) == 0 or np.ptp(predictor) == 0:
+    if len(values) < LEAST_QUERIES or np.ptp(values) == 0 or np.ptp(predictor) == 0:
         return dict.fromkeys(tests)
     with warnings.catch_warnings():
         # Nearly all the same, which scipy warns of: what comes of it is nan, or as good as any.

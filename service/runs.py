@@ -40,6 +40,10 @@ __all__ = [
 ]
 
 BATCH_QUERIES = 128
+TEXTS_TOGETHER = 32
+"""Texts that a service is asked at a time to encode: a model takes long, and a request must be answered in time."""
+TITLE_WIDTH = 30
+"""Letters of a title that a table shows."""
 
 
 class RunFormat(StrEnum):
@@ -128,7 +132,7 @@ def in_words(runner: Runner, text: str, source: TextSource | None) -> QueryBatch
         made = source.encoder.encode([text], Role.QUERY)
         return QueryBatch(["query"], made, [text], source.encoder.record, read=True)
     if isinstance(runner, RemoteRunner):
-        return QueryBatch(["query"], runner.encode(text), [text])
+        return QueryBatch(["query"], runner.encode([text], Role.QUERY), [text])
     raise ModelError("words are searched for by a model: name that of the index with --model")
 
 
@@ -195,10 +199,24 @@ class RemoteRunner:
                 f"{self._url} names a model that this release does not know: {error.errors()[0]['msg']}"
             ) from error
 
-    def encode(self, text: str) -> Gaussians:
-        """A query in words, as the service's model reads it; raises RemoteError where it has none."""
-        (made,) = self._ask("POST", "/v1/encode", "gaussians", {"texts": [text], "role": "query"})
-        return Gaussians.from_arrays([made["mean"]], [made["variance"]])
+    @functools.cached_property
+    def record(self) -> ModelRecord:
+        """As TextEncoder, which a service is that has a model; raises RemoteError where it has none."""
+        if self.model is None or not self._ask("GET", "/v1/index", "reads_text"):
+            raise RemoteError(
+                f"{self._url} has no model to read texts with: start it with --model, or name the model of its index "
+                "here with --model"
+            )
+        return self.model
+
+    def encode(self, texts: Sequence[str], role: Role) -> Gaussians:
+        """As TextEncoder, some texts at a time; raises RemoteError where the service has no model."""
+        made: list[dict[str, Any]] = []
+        step = min(TEXTS_TOGETHER, int(self._ask("GET", "/v1/index", "limits")["max_queries"]))
+        for first in range(0, len(texts), step):
+            body = {"texts": list(texts[first : first + step]), "role": role.value}
+            made += self._ask("POST", "/v1/encode", "gaussians", body)
+        return Gaussians.from_arrays([each["mean"] for each in made], [each["variance"] for each in made])
 
     def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
         """The top_k documents of each query; raises RemoteError with what the service said.
@@ -280,8 +298,23 @@ class RunWriter:
         table.add_column("rank", justify="right")
         table.add_column("id", no_wrap=True)
         table.add_column("-KL", justify="right", no_wrap=True)
+        titles = [_title(result.payload) for result in results]
+        if any(titles):
+            table.add_column("title", no_wrap=True, overflow="ellipsis", max_width=TITLE_WIDTH)
         table.add_column("payload")
-        for rank, result in enumerate(results, start=1):
-            shown = result.payload.get("text") or json.dumps(result.payload, default=str)
-            table.add_row(str(rank), result.id, f"{result.score:.4f}", str(shown) if result.payload else "")
+        for rank, (result, title) in enumerate(zip(results, titles, strict=True), start=1):
+            cells = [str(rank), result.id, f"{result.score:.4f}", *([title] if any(titles) else [])]
+            table.add_row(*cells, _shown(result.payload, title))
         PlainConsole(self._stream).print(table)
+
+
+def _title(payload: dict[str, Any]) -> str:
+    """The title of a document, on one line; empty where it has none."""
+    title = payload.get("title")
+    return " ".join(title.split()) if isinstance(title, str) else ""
+
+
+def _shown(payload: dict[str, Any], title: str) -> str:
+    """What a table shows of a document beside its title: its text, or else its other columns."""
+    others = {name: value for name, value in payload.items() if name != "title"} if title else payload
+    return str(others.get("text") or json.dumps(others, default=str)) if others else ""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from index.durable import write_where_told
 from index.errors import InvalidOptionError
 from index.spread import Spread
+from service.files import require_place
 
 __all__ = ["FORMATS", "draw", "require_drawable", "write_plot"]
 
@@ -20,6 +21,7 @@ BINS = 60
 
 def require_drawable(path: Path) -> None:
     """Raises InvalidOptionError unless a figure can be drawn as that file: before a sample is read."""
+    require_place(path, "--plot", InvalidOptionError)
     if path.suffix.lower() not in FORMATS:
         raise InvalidOptionError(f"--plot: {path} is neither an .svg nor a .png")
     try:

@@ -5,6 +5,7 @@ Each publishes one new generation, which a running service takes up by itself.
 
 import datetime
 import json
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -29,9 +30,10 @@ from index import (
     roll_back,
 )
 from index import restore as restore_backup
+from index.documents import DocumentStore
 from index.drift import rebuild_reason
-from index.errors import SourceError
-from service.commands import IndexOption, errors, print_table
+from index.errors import DocumentNotFoundError, SourceError
+from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.files import contents_of
 from service.options import with_options
 from service.progress import progress_for
@@ -73,7 +75,15 @@ def add(
     with errors():
         with progress_for(Console(stderr=True)) as progress:
             summary = add_documents(sources, IndexDirectory(index), options, progress)
-        _print_change(index, "added and published", summary)
+        listed = rejected_rows(summary.rejected, options.rejected_to or index / "rejected.jsonl")
+        _print_change(index, "added and published", summary, listed)
+        model = summary.not_said_to_be_of
+        if model is not None:
+            print(
+                f"these Gaussians do not say which model made them; the index's documents are of {model.name!r}, and "
+                "one of another model is found by chance: gaussearch encode makes files that say so",
+                file=sys.stderr,
+            )
 
 
 @commands.command()
@@ -109,6 +119,14 @@ def delete(
         wanted = [*ids, *(more_ids or [])] if ids else _lines(ids_file or Path("-"))
         summary = delete_documents(wanted, IndexDirectory(index), options)
         _print_change(index, "deleted and published" if summary.deleted else "nothing to delete", summary)
+        for together in summary.missing[:SHOWN]:
+            apart = _ids_apart(IndexDirectory(index), together)
+            if apart:
+                print(
+                    f"{together!r} is one id, which is not there, and what its commas part is: "
+                    f"{' '.join(f'--ids {shlex.quote(each)}' for each in apart)}",
+                    file=sys.stderr,
+                )
 
 
 @commands.command()
@@ -225,15 +243,29 @@ def _described(index: Path, manifest: Manifest) -> dict[str, object]:
     }
 
 
-def _print_change(index: Path, title: str, summary: ChangeSummary) -> None:
+def _ids_apart(directory: IndexDirectory, together: str) -> list[str]:
+    """The ids that commas in one part, where an index has documents of all of them: it may be that these were meant."""
+    parts = [part.strip() for part in together.split(",")]
+    if len(parts) == 1 or not all(parts):
+        return []
+    manifest = directory.manifest()
+    deleted = [directory.deleted_rows(entry) for entry in manifest.segments]
+    documents = DocumentStore(directory.open_segments(manifest, verify=False), deleted)
+    try:
+        return [documents.find(part).id for part in parts]
+    except DocumentNotFoundError:
+        return []
+
+
+def _print_change(index: Path, title: str, summary: ChangeSummary, listed: dict[str, object] | None = None) -> None:
+    """What was changed. `listed` is what is said of rows that were left out."""
     rows = _described(index, summary.manifest)
     if summary.written:
         rows["written"] = f"{summary.written:,}, {summary.replaced:,} in place of another"
         reason = rebuild_reason(summary.manifest)
         if reason is not None:
             rows["rebuild"] = reason
-    if summary.rejected:
-        rows["rejected rows"] = f"{summary.rejected:,}"
+    rows |= listed or {}
     if summary.deleted:
         rows["deleted"] = f"{summary.deleted:,}"
     if summary.missing:

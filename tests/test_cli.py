@@ -275,6 +275,25 @@ def test_a_table_shows_text_as_it_is(run: Run, make_index: MakeIndex, queries: P
         assert part in result.stdout
 
 
+def test_a_table_shows_titles_beside_texts(run: Run, make_index: MakeIndex, queries: Path) -> None:
+    titles = ["a horse", None, " ", f"[b] {'long ' * 20}end", "alone"]
+    texts = ["an animal", "bread", "food", "a text", None]
+    directory = make_index(random_gaussians(5, 5), title=titles, text=texts, year=[1990 + row for row in range(5)])
+    result = run("search", "--queries", queries, "--index", directory.path)
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│ d" in line]
+    shown = {cells[1]: cells[3:] for cells in rows[:5]}
+    assert shown["d0"] == ["a horse", "an animal"]
+    assert shown["d1"] == ["", "bread"]
+    assert shown["d2"] == ["", "food"]
+    assert shown["d3"] == ["[b] long long long long long …", "a text"]
+    assert shown["d4"] == ["alone", '{"text": null, "year": 1994}']
+    assert "title" in result.stdout
+    # Of documents without titles there is no such column.
+    plain_index = make_index(random_gaussians(2, 5), title=[7, 8], text=["one", "two"])
+    assert "title" not in run("search", "--queries", queries, "--index", plain_index.path).stdout
+
+
 def test_a_trec_run_refuses_an_id_with_a_space(run: Run, served: Served, queries: Path) -> None:
     result = run("search", "--queries", queries, "--index", served.directory.path, "--format", "trec", "--top-k", 60)
     assert result.exit_code == 1

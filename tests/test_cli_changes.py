@@ -61,6 +61,23 @@ def test_documents_are_deleted_by_ids_on_the_line_or_in_a_file(directory: IndexD
     assert run("delete", "--index", directory.path).exit_code == 2
 
 
+def test_ids_that_a_comma_parts_are_told_where_they_are_there(make_index: MakeIndex) -> None:
+    directory = make_index(random_gaussians(4, 3), ["a", "b c", "d,e", "gone"])
+
+    def said(*ids: str) -> str:
+        result = run("delete", "--index", directory.path, *(part for each in ids for part in ("--ids", each)))
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    assert run("delete", "--index", directory.path, "--ids", "gone").exit_code == 0
+    for missing in ("a,nobody", "a,", ",", "a,gone", "nobody"):
+        assert said(missing) == ""
+    hint = "'a, b c' is one id, which is not there, and what its commas part is: --ids a --ids 'b c'\n"
+    assert said("a, b c", "nobody") == hint
+    assert said("d,e") == ""
+    assert directory.manifest().documents == 2
+
+
 def test_several_ids_follow_one_option(directory: IndexDirectory, tmp_path: Path) -> None:
     result = run("delete", "--ids", "d1", "d2", "nobody", "--index", directory.path, "--ids", "d3", "d4")
     assert result.exit_code == 0, result.output
@@ -144,7 +161,8 @@ def test_rows_that_are_left_out_are_counted_and_a_rebuild_that_is_due_is_named(
     monkeypatch.setattr("service.write_commands.rebuild_reason", lambda _: "it is due: compact it")
     result = run("add", corpus, "--index", directory.path, env={"GAUSSEARCH_ON_ERROR": "skip"})
     assert result.exit_code == 0, result.output
-    for name, value in (("rejected rows", "1"), ("rebuild", "it is due: compact it")):
+    listed = re.escape(f"1, listed in {directory.path / 'rejected.jsonl'}")
+    for name, value in (("rejected rows", listed), ("rebuild", "it is due: compact it")):
         assert re.search(rf"{name}\W+{value}", result.stdout)
     assert len((directory.path / "rejected.jsonl").read_text().splitlines()) == 1
 

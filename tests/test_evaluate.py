@@ -232,6 +232,18 @@ def test_a_search_is_worth_what_its_run_is(
     assert set(found["prediction"]["predictors"]) == {"log_determinant", "mean_variance", "variance_norm"}
     # Two queries correlate with anything.
     assert found["prediction"]["predictors"]["mean_variance"]["pearson"] is None
+    assert found["prediction"]["queries"] == 2
+    shown = run("--qrels", queries, option, target, "--queries", queries, "--api-key", "sesame").stdout
+    said = "nDCG@10 by the uncertainty of queries: it takes 3 queries or more to correlate them, and there are 2"
+    assert said in shown.splitlines()
+    assert "predictor" not in shown
+
+
+def test_what_is_the_same_for_all_queries_correlates_with_nothing(tmp_path: Path, make_index: MakeIndex) -> None:
+    directory = make_index(random_gaussians(3, 5), ["a", "b", "c"])
+    queries = write_corpus(tmp_path / "q.parquet", QUERIES, ["q1", "q2", "q3"], relevant=[["a", "b", "c"]] * 3)
+    shown = run("--qrels", queries, "--index", directory.path, "--queries", queries).stdout
+    assert "nDCG@10 by the uncertainty of queries: nothing goes with what is the same for all queries" in shown
 
 
 def test_the_sample_has_the_quality_that_the_readme_states(sample: Path, tmp_path: Path) -> None:
@@ -418,7 +430,7 @@ def test_a_list_of_measures_is_parted_outside_of_parentheses() -> None:
         (["--run", "{trec}", "--save-run", "x"], 2, "--save-run goes with --index or --url"),
         (["--run", "{nowhere}"], 1, "nowhere cannot be read: No such file"),
         (["--run", "{folder}"], 1, "cannot be read: Is a directory"),
-        (["--run", "{trec}", "--per-query", "{nowhere}/x"], 1, "cannot be written: make its folder"),
+        (["--run", "{trec}", "--per-query", "{nowhere}/x"], 1, "--per-query: {nowhere}/x cannot be written: make its"),
         (["--run", "{trec}", "--per-query", "{folder}"], 1, "cannot be written: it is a folder"),
         (["--index", "{nowhere}", "--queries", "{queries}"], 1, "no index in"),
         (["--index", "{index}", "--queries", "{nowhere}"], 1, "nowhere"),
@@ -448,7 +460,7 @@ def test_mistakes_are_told(
     }
     done = run("--qrels", qrels, *(argument.format(**names) for argument in arguments))
     assert done.exit_code == status, done.output
-    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert message.format(**names) in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.output
 
 

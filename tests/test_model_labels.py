@@ -77,6 +77,21 @@ def test_gaussians_that_say_nothing_are_put_to_any_index(silent: Path, tmp_path:
         assert add_documents([loose], index).written == 3
 
 
+def test_gaussians_that_say_nothing_are_added_with_a_warning_where_the_model_is_known(
+    silent: Path, tmp_path: Path
+) -> None:
+    loose = write_corpus(tmp_path / "more.parquet", random_gaussians(3, 5), ids=["a", "b", "c"])
+    documents = encoded(tmp_path / "docs.parquet", Role.DOCUMENT)
+    build_index([documents], tmp_path / "known")
+    warned = run("add", loose, "--index", tmp_path / "known")
+    assert warned.exit_code == 0, warned.output
+    assert "these Gaussians do not say which model made them; the index's documents are of 'words'" in warned.stderr
+    for source, index in ((documents, tmp_path / "known"), (loose, silent)):
+        added = run("add", source, "--index", index)
+        assert added.exit_code == 0, added.output
+        assert "which model made them" not in added.stderr
+
+
 def test_files_say_in_which_role_texts_were_read(tmp_path: Path) -> None:
     queries, documents = (encoded(tmp_path / f"{role.value}.parquet", role) for role in Role)
     assert (role_of(queries), role_of(documents)) == (Role.QUERY, Role.DOCUMENT)

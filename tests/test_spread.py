@@ -116,6 +116,10 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_read(
     refused = inspect(nowhere, tmp_path / "spread.jpeg")
     assert refused.exit_code == 1
     assert "spread.jpeg is neither an .svg nor a .png" in refused.stderr
+    for path, why in ((tmp_path / "no folder" / "x.svg", "make its folder"), (tmp_path, "it is a folder")):
+        refused = inspect(nowhere, path)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert refused.stderr == f"gaussearch: --plot: {path} cannot be written: {why} [invalid_option]\n"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     refused = inspect(nowhere, tmp_path / "spread.svg")
     assert refused.exit_code == 1

@@ -20,11 +20,13 @@ from ir_datasets.util.download import (
 )
 
 from index import AddOptions, BuildOptions, Corpus, IndexDirectory, LocalSearcher, add_documents, build_index
+from index.build_options import EncodeOptions
 from index.errors import ModelMismatchError, SourceError
 from index.formats.columnar import MODEL_KEY
 from index.manifest import IndexKind
 from index.rows import RejectedRows, TextColumns
 from index.text import Role, TextEncoder
+from index.text.files import encode_texts
 from index.text.ir_dataset import export_texts
 from index.text.rows import TextSource
 from tests.conftest import random_gaussians, write_corpus
@@ -224,8 +226,35 @@ def test_files_of_gaussians_are_no_texts_and_say_so(tmp_path: Path) -> None:
     texts = write(tmp_path / "a.parquet", ROWS)
     with pytest.raises(SourceError, match=r"no column 'id'.* or which model is to make Gaussians of its texts"):
         list(Corpus([texts]).batches())
-    with pytest.raises(SourceError, match=r"a\.tsv: its format is not known"):
+    needs_model = r"a\.tsv: it holds texts, of which a model makes Gaussians: name one with --model. Gaussians are read"
+    with pytest.raises(SourceError, match=needs_model):
         Corpus([write(tmp_path / "a.tsv", ROWS)])
+    for name in ("a.csv", "a.csv.gz"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(
+            SourceError, match=r"CSV is not read: make it TSV .* with --model .* id, mean and variance$"
+        ):
+            Corpus([tmp_path / name])
+        with pytest.raises(SourceError, match=r"CSV is not read: make it TSV .*, JSON Lines or Parquet$"):
+            corpus(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["https://host/a.parquet", "s3://bucket/*.jsonl", "http://host/a.tsv", "hdfs://x/y"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_addresses_are_no_files_and_say_so(name: str, kind: type, tmp_path: Path) -> None:
+    said = r"^\w+:/.*: sources are files on this machine: download it, and name the file$"
+    for texts in (None, TextSource(WordEncoder())):
+        with pytest.raises(SourceError, match=said):
+            Corpus([kind(name)], texts=texts)
+    with pytest.raises(SourceError, match=said):
+        encode_texts(kind(name), tmp_path / "a.parquet", EncodeOptions(model="given"), encoder=WordEncoder())
+
+
+def test_a_folder_with_a_colon_in_its_name_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ab:").mkdir()
+    write(tmp_path / "ab:" / "a.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert len(corpus(Path("ab:/a.jsonl")).files) == 1
 
 
 def test_the_digest_is_of_texts_model_columns_and_role(tmp_path: Path) -> None:

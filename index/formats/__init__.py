@@ -22,10 +22,10 @@ from index.formats.pickles import read_pickle
 from index.formats.request import ReadRequest
 from index.formats.tsv import read_tsv
 from index.records import ModelRecord
-from index.rows import COMPRESSIONS, Columns, RawBatch, TextColumns, base_suffix
+from index.rows import COMPRESSIONS, Columns, RawBatch, TextColumns, base_suffix, text_columns
 from index.text.protocol import Role
 
-__all__ = ["SUFFIXES", "TEXT_SUFFIXES", "is_known", "model_of", "read", "role_of"]
+__all__ = ["SUFFIXES", "TEXT_SUFFIXES", "is_known", "is_of_texts", "model_of", "read", "role_of"]
 
 
 def is_known(path: Path, suffixes: Collection[str] | None = None) -> bool:
@@ -46,6 +46,19 @@ def read(
         yield from reader(ReadRequest(path, columns, start, batch_rows, ids_only))
     except errors as error:
         raise SourceError(f"{path}: cannot be read as {name}: {error}") from error
+
+
+def is_of_texts(path: Path, columns: Columns, text_column: str = "text") -> bool:
+    """Whether a file holds texts and no Gaussians, as far as its first row tells. False where it cannot be read."""
+    if not path.is_file() or not is_known(path, TEXT_SUFFIXES):
+        return False
+    texts = text_columns(columns.id, text_column)
+    try:
+        first = next(read(path, texts, start=0, batch_rows=1), None)
+    except SourceError:
+        return False
+    names = [] if first is None else first.table.column_names
+    return text_column in names and not set(columns.vectors) & set(names)
 
 
 def model_of(path: Path) -> ModelRecord | None:

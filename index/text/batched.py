@@ -10,6 +10,7 @@ from torch import Tensor
 from index.cores import torch_on_all_cores
 from index.gaussians import Gaussians
 from index.records import ModelRecord
+from index.text.panics import Panics
 from index.text.protocol import Role
 
 __all__ = ["LEAST_VARIANCE", "BatchedEncoder", "readable"]
@@ -51,11 +52,11 @@ class BatchedEncoder(ABC):
         return self._record
 
     def encode(self, texts: Sequence[str], role: Role) -> Gaussians:
-        """As TextEncoder.encode."""
+        """As TextEncoder.encode; raises ModelError where the tokenizer breaks down."""
         means, variances = (torch.empty(len(texts), self._record.k) for _ in range(2))
         # All cores, also where --threads gives a search fewer: searches run side by side, and batches of texts go
         # through a model one after the other.
-        with torch_on_all_cores(), torch.inference_mode():
+        with Panics(f"{self._record.name}: it cannot read a text"), torch_on_all_cores(), torch.inference_mode():
             for rows in _by_length(texts, BATCH_TEXTS[self.device.type]):
                 mean, variance = self._gaussians([texts[row] for row in rows], Role(role))
                 means[rows] = mean.float().cpu()

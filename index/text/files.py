@@ -24,12 +24,13 @@ from index.progress import Progress, SilentProgress
 from index.records import ModelRecord, NonNegativeInt, Strict
 from index.rows import no_documents
 from index.sources import RejectedRows, SourceBatch
+from index.text.checking import check_texts
 from index.text.corpora import corpus_to_encode
 from index.text.protocol import Role, TextEncoder
 from index.text.rows import MADE, TextSource, vector_columns
 from index.text.working import REJECTED, clear, holding, parts_in
 
-__all__ = ["EncodeSummary", "encode_texts"]
+__all__ = ["PART_ROWS", "EncodeSummary", "encode_texts"]
 
 PART_ROWS: Final = 2048
 """Texts that a killed run loses at most; also the rows of a row group."""
@@ -39,12 +40,14 @@ NEXT_KEY: Final = b"gaussearch.next"
 
 @dataclass(frozen=True, slots=True)
 class EncodeSummary:
-    """What was made: rows of the output, how many of them an earlier run had encoded, rows left out, and by what."""
+    """What was made: rows of the output, how many of them an earlier run had encoded, rows left out and the file that
+    lists them, and by what."""
 
     output: Path
     rows: int
     resumed: int
     rejected: int
+    rejected_to: Path
     model: ModelRecord
 
 
@@ -67,7 +70,8 @@ def encode_texts(
     """Encodes the texts of a file, folder, glob or `ir_datasets:NAME` into a Parquet file, which is replaced if there
     is one: `id`, `mean`, `variance` (float32) and the texts' own columns, with model and role in the schema's metadata.
 
-    Interrupted, the same call goes on. Raises SourceError, ModelError, DeviceUnavailableError, BuildError where the
+    Interrupted, the same call goes on. Raises SourceError, DuplicateIdError where an id is there twice, both before
+    anything is encoded; ModelError, DeviceUnavailableError, BuildError where the
     output cannot be one, it or the list of rejected rows would be written over a source, or another process is making
     it, and OSError where the disk fails.
     """
@@ -107,6 +111,7 @@ class _Encoding:
         self.plan = checksum(decisive.encode())[:12]
 
     def run(self) -> EncodeSummary:
+        check_texts(self.corpus, self.progress, skips=self.skips)
         done, next_row = self._done()
         resumed = sum(pq.read_metadata(part).num_rows for part in done)
         self.progress.phase("encoding", None)
@@ -120,7 +125,7 @@ class _Encoding:
         if not done:
             raise no_documents(self.corpus.files, self.rejected if self.skips else None, self.listed_to)
         rows = _join(done, self.output, self.model, self.options.role)
-        return EncodeSummary(self.output, rows, resumed, rejected, self.model)
+        return EncodeSummary(self.output, rows, resumed, rejected, self.listed_to, self.model)
 
     def _list_rejected(self, count: int) -> None:
         """Puts the list of rows that were left out where the user finds it; one that an earlier run left goes."""

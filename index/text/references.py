@@ -22,6 +22,7 @@ MEAN_FILE: Final = "projection_mean"
 VARIANCE_FILE: Final = "projection_var"
 MODULES_FILE: Final = "modules.json"
 ROUTER_FILE: Final = "router_config.json"
+ADAPTER_FILE: Final = "adapter_config.json"
 
 MARKS: Final = (CONFIG_FILE, MEAN_FILE, MODULES_FILE)
 """Files of which the folder of a model has one."""
@@ -79,7 +80,9 @@ def fingerprint(folder: Path, config: EncoderConfig | None, *others: str) -> str
     """What stands for all that decides a model's Gaussians, in hexadecimal; `others` stand for its parts elsewhere.
 
     Without `config` it is that of a sentence-transformers model. Of a folder counts what is loaded: no checkpoints of
-    its training, and no weights in other software's formats. Neither does how a base is named.
+    its training, and no weights in other software's formats. Neither does how a base is named. Raises ModelError where
+    files cannot be read, and for an adapter, which would be loaded over whatever model another folder holds by then, or
+    the hub's cache.
     """
     settings: list[object] = [None]
     if config is not None:
@@ -102,6 +105,12 @@ def _deciding_files(folder: Path, config: EncoderConfig | None) -> Iterator[tupl
         return
     for place in dict.fromkeys(_modules(folder) if config is None else ("", *PARTS)):
         for path in (folder / place).iterdir() if (folder / place).is_dir() else ():
+            if path.name == ADAPTER_FILE:
+                raise ModelError(
+                    f"{path}: it is an adapter over a model that lies elsewhere, whose weights are no part of this "
+                    "folder: merge the two (merge_and_unload of peft), save what comes of it without this file, and "
+                    "name that folder"
+                )
             left_out = path.name.startswith(".") or any(fnmatch(path.name.lower(), name) for name in LEFT_OUT)
             if not left_out and any(map(path.match, DECIDING)) and path.is_file():
                 yield f"{place}/{path.name}", path
@@ -131,9 +140,14 @@ def _named(path: Path, read: Callable[[Any], list[Any]]) -> list[str]:
 
 
 def _in_package(name: str) -> Path:
+    imported = name.replace("-", "_")
+    if imported != name and imported.isidentifier():
+        raise ModelError(
+            f"package:{name}: a package is named as it is imported, without dashes: did you mean package:{imported}?"
+        )
     if not name.isidentifier():
         # With a dot, finding it would import what is before: code that the name of a model is no reason to run.
-        raise ModelError(f"package:{name}: a model lies in a package at the top, whose name has no dots or dashes")
+        raise ModelError(f"package:{name}: a model lies in a package at the top, whose name has no dots")
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -1,5 +1,6 @@
 """Texts of a corpus on their way to the index: a reader's batch of texts becomes one of Gaussians."""
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -7,20 +8,32 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from index.errors import InvalidGaussiansError, SourceError
 from index.gaussians import Gaussians
 from index.payload import plain
+from index.records import ModelRecord
 from index.rows import Columns, RawBatch, RowDefect, TextColumns
 from index.text.protocol import Role, TextEncoder
 
-__all__ = ["MADE", "TextSource", "vector_columns"]
+__all__ = ["MADE", "NoEncoder", "TextSource", "vector_columns"]
 
 MADE = Columns()
 """What the columns of Gaussians that are made of texts are called."""
 
 
 DEFAULT_COLUMNS = TextColumns()
+
+
+class NoEncoder:
+    """A TextEncoder that reads nothing: every text has the same Gaussian, of one dimension."""
+
+    record = ModelRecord(name="none", encoder="pooled", k=1, fingerprint="0" * 64)
+
+    def encode(self, texts: Sequence[str], role: Role) -> Gaussians:  # noqa: ARG002 (as TextEncoder)
+        """As TextEncoder."""
+        return Gaussians.unchecked(torch.zeros(len(texts), 1), torch.ones(len(texts), 1))
 
 
 @dataclass(frozen=True, slots=True)

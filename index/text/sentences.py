@@ -58,8 +58,12 @@ class SentenceModel:
 
     @property
     def dimensions(self) -> int:
-        """The width of a sentence embedding."""
-        return int(self._model.encode_document([""], show_progress_bar=False).shape[1])
+        """The width of a sentence embedding: as the model's modules say, or of one, where they do not."""
+        with broken("sentence-transformers cannot say how wide the model's embeddings are"):
+            said = self._model.get_embedding_dimension()
+            if isinstance(said, int):
+                return said
+            return int(self._model.encode_document([""], show_progress_bar=False).shape[1])
 
     def embeddings(self, texts: list[str], role: Role) -> Tensor:
         """Sentence embeddings (n, d), with the prompt that the model has for the role, if it has one."""

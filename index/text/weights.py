@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from index.errors import ModelError
+from index.text.panics import Panics
 
 __all__ = ["broken", "detach_from_files", "every_weight"]
 
@@ -22,7 +23,8 @@ _PATCHING = threading.Lock()
 def broken(what: str) -> Iterator[None]:
     """Whatever is raised inside becomes a ModelError that starts with `what`."""
     try:
-        yield
+        with Panics(what):
+            yield
     except (ModelError, MemoryError):
         raise
     # Of files that are damaged, the readers of weights, tokenizers and settings raise anything, a bare Exception too.
