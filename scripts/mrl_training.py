@@ -39,7 +39,8 @@ class Recipe:
     """How a model is trained.
 
     negatives: documents drawn at random for a step, besides the relevant ones of its batch. validate_documents: as
-        many are drawn, once, to be told from the validation's relevant ones.
+        many are drawn, once, to be told from the validation's relevant ones. points: all variances stay the same, so
+        that -KL ranks as the distance of the means does: what the same training makes of points.
     """
 
     k: int = 128
@@ -50,6 +51,7 @@ class Recipe:
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     validate_documents: int = 20_000
+    points: bool = False
     seed: int = 0
     config: MrlConfig = USUAL
 
@@ -72,6 +74,7 @@ class Training:
         self._generator = torch.Generator().manual_seed(recipe.seed)
         self._training, self._recipe = training, recipe
         self.module = MrlModule(base, recipe.config, recipe.k, device)
+        self.module.projection_var.requires_grad_(not recipe.points)
         self._queries = self.module.tokens(queries, Role.QUERY)
         self._documents = self.module.tokens(documents, Role.DOCUMENT)
         self.module.begin(self._documents, self._drawn(SAMPLE))

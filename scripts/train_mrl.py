@@ -53,6 +53,7 @@ def main(
     document_tokens: Annotated[
         int, typer.Option(min=4, max=MOST, help="Read of a document.")
     ] = USUAL.config.document_tokens,
+    points: Annotated[bool, typer.Option("--points", help="Keep all variances the same, to compare.")] = USUAL.points,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = USUAL.seed,
     threads: Annotated[int | None, typer.Option(min=1, help="Fewer than the cores where these are shared.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda or cuda:N.")] = "auto",
@@ -64,7 +65,7 @@ def main(
     try:
         config = MrlConfig(beta=beta, query_tokens=query_tokens, document_tokens=document_tokens)
         recipe = Recipe(
-            k, epochs, patience, batch, negatives, learning_rate, weight_decay, validate_documents, seed, config
+            k, epochs, patience, batch, negatives, learning_rate, weight_decay, validate_documents, points, seed, config
         )
         on = resolve_device(device)
         corpus = Beir.read(folder)

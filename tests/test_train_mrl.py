@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_training_finds_more_than_it_began_with(scripts: Any, corpus: Path) -> N
     best = training.validate()
     assert best == pytest.approx(max(epoch.validation for epoch in epochs))
     assert best > before + 0.2
+
+
+def test_points_have_one_variance(scripts: Any, corpus: Path) -> None:
+    assert run(scripts, corpus, corpus / "points", "--points").exit_code == 0
+    made = load_encoder(corpus / "points").encode(TEXTS, Role.DOCUMENT)
+    torch.testing.assert_close(made.variances, torch.full_like(made.variances, math.log(2) / 2.5))
+    assert made.means.std(0).min() > 0
+    assert len(weights(corpus / "points")["projection_mean.weight"].unique()) > 1
 
 
 def test_validation_is_the_mrr_of_all_scores(scripts: Any, corpus: Path) -> None:
