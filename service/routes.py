@@ -14,7 +14,6 @@ from index.drift import rebuild_reason
 from index.text import Role
 from service import metrics as metrics_module
 from service.answers import answer, evidence_of, json_response, results_of
-from service.batching import Found
 from service.problems import LimitExceededError, NotReadyError
 from service.queries import encode, gaussians_told
 from service.requests import Body, deadline_of, read_body, require_key, wait_for
@@ -28,6 +27,7 @@ from service.responses import (
     StatusResponse,
 )
 from service.schemas import BatchSearchRequest, EncodeRequest, SearchOptions, SearchRequest, SimilarRequest
+from service.searching import Found
 from service.state import State
 from service.uncertainty import uncertainty
 

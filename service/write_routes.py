@@ -13,6 +13,7 @@ from index.durable import checksum
 from index.errors import DocumentNotFoundError
 from index.text import Role
 from service.answers import json_response
+from service.committing import Change, Done, RequestKey
 from service.problems import DeadlineExceededError, InvalidRequestError, LimitExceededError
 from service.queries import gaussians_told
 from service.requests import deadline_of, parse_body, read_raw, require_admin, wait_for
@@ -21,7 +22,7 @@ from service.routes import DirectRoute, described_errors, request_body
 from service.schemas import CompactRequest, DeleteRequest, UpsertRequest
 from service.state import State
 from service.uploads import documents_of, require_id, require_ids
-from service.writing import NOT_WRITTEN, Change, Done, RequestKey
+from service.writing import NOT_WRITTEN
 
 __all__ = ["writes"]
 

@@ -17,9 +17,10 @@ from index.documents import Numbers
 from index.errors import InvalidGaussiansError
 from index.interface import Stop
 from index.selection import DocumentFilter
-from service.batching import FETCHED_TOGETHER, Batcher, Found
+from service.batching import Batcher
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
+from service.searching import FETCHED_TOGETHER, Found
 from tests.serving import PATIENCE, wait_until
 
 FAR = float("inf")

@@ -183,7 +183,7 @@ def asked_at_once(client: Client, encoder: WordEncoder, bodies: list[dict[str, A
     asking = threading.Thread(target=lambda: answers.extend(client.run(together(client, bodies))))
     asking.start()
     texts = sum(len(body["texts"]) for body in bodies)
-    wait_until(lambda: sum(job.left for job in client.state.encoding._jobs) + sum(encoder.together) == texts)
+    wait_until(lambda: sum(job.rows for job in client.state.encoding._jobs) + sum(encoder.together) == texts)
     encoder.gate.set()
     asking.join(60)
     return answers
