@@ -19,6 +19,7 @@ from service.batching import Batcher
 from service.bodies import BodyRoom
 from service.encoding import Encoding
 from service.filtering import FilterRoom
+from service.index_routes import about, operations
 from service.jobs import hand_over
 from service.keys import LEAST_BYTES, Keys
 from service.live_index import LiveIndex
@@ -27,7 +28,7 @@ from service.middleware import SAFE_HEADERS, RequestLog
 from service.openapi import describe
 from service.page import page_routes
 from service.problems import MethodNotAllowedError, NotFoundError, problem_response
-from service.routes import operations, v1
+from service.routes import v1
 from service.settings import ServiceSettings
 from service.state import State
 from service.write_routes import writes
@@ -90,7 +91,7 @@ def create_app(
     )
     app.state.gaussearch = state
     # Their routes rather than the routers: include_router matches every request twice, once for the router.
-    app.router.routes.extend([*v1.routes, *writes.routes, *operations.routes])
+    app.router.routes.extend([*v1.routes, *about.routes, *writes.routes, *operations.routes])
     if settings.page:
         # Last: no search is matched against these.
         app.router.routes.extend(page_routes())

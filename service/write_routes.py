@@ -17,11 +17,11 @@ from service.committing import Change, Done, RequestKey
 from service.problems import DeadlineExceededError, InvalidRequestError, LimitExceededError
 from service.queries import gaussians_told
 from service.requests import deadline_of, parse_body, read_raw, require_admin, wait_for
-from service.responses import AcceptedResponse, DeleteResponse, UpsertResponse
-from service.routes import DirectRoute, described_errors, request_body
+from service.routing import DirectRoute, described_errors, request_body
 from service.schemas import CompactRequest, DeleteRequest, UpsertRequest
 from service.state import State
 from service.uploads import documents_of, require_id, require_ids
+from service.write_responses import AcceptedResponse, DeleteResponse, UpsertResponse
 from service.writing import NOT_WRITTEN
 
 __all__ = ["writes"]
