@@ -372,13 +372,16 @@ def test_a_dead_writing_thread_is_told_and_searches_go_on(
     writer = client.state.writer
     assert client.get("/livez").status_code == 200
 
+    taken = threading.Event()
+
     def end(_: Any) -> None:
+        taken.set()
         wait_until(lambda: writer._jobs)
         raise SystemExit
 
     monkeypatch.setattr(writer._committer, "commit", end)
     begun = begin(client, post(client, ["a"], {"X-Request-Timeout-Ms": "50"}))
-    wait_until(lambda: writer._thread.is_alive() and not writer._jobs)
+    assert taken.wait(PATIENCE)
     (waiting,) = begin(client, post(client, ["b"]))()
     assert (waiting.status_code, waiting.json()["code"]) == (503, "not_ready")
     assert "writing thread has died" in waiting.json()["detail"]
