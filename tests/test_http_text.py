@@ -144,8 +144,8 @@ def test_a_service_without_a_model_says_so(served: Any, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"text": ""}, "text"),
-        ({"text": " \n"}, "text"),
+        ({"text": ""}, "text: the text is empty: send the words that the model is to read"),
+        ({"text": " \n"}, "text: the text is empty: send the words that the model is to read"),
         ({"text": 7}, "text"),
         ({"text": "a", "mean": [1.0]}, "give either text or mean"),
         ({"text": "a", "logvar": [1.0]}, "give either text or logvar"),
@@ -155,6 +155,16 @@ def test_a_service_without_a_model_says_so(served: Any, serve: Serve) -> None:
 )
 def test_a_query_is_a_gaussian_or_a_text(body: dict[str, Any], message: str, client: Client) -> None:
     assert message in problem(client.post("/v1/search", body), 422, "invalid_request")
+
+
+def test_an_empty_text_among_others_is_named(client: Client) -> None:
+    for path, body, field in (
+        ("/v1/encode", {"texts": ["a", ""]}, "texts.1"),
+        ("/v1/search/batch", {"queries": [{"text": "a"}, {"text": "\t"}]}, "queries.1.text"),
+        ("/v1/documents", {"documents": [{"id": "a", "text": " "}]}, "documents.0.text"),
+    ):
+        detail = problem(client.post(path, body, headers=ADMIN), 422, "invalid_request")
+        assert detail == f"{field}: the text is empty: send the words that the model is to read"
 
 
 def test_limits_of_texts(encoder: WordEncoder, texts: IndexDirectory, serve: Serve) -> None:
