@@ -22,7 +22,7 @@ from service.live_index import LiveIndex
 from service.metrics import Metrics
 from service.problems import IdempotencyMismatchError, InvalidRequestError, NotReadyError, WriteFailedError
 
-__all__ = ["Change", "Committer", "Done", "RequestKey", "WriteJob"]
+__all__ = ["Change", "Committer", "Done", "RequestKey", "WriteJob", "answered_before"]
 
 logger = logging.getLogger("gaussearch.writing")
 
@@ -208,10 +208,18 @@ def _applied(jobs: list[WriteJob], counts: dict[int, dict[str, int]], generation
 
 
 def _answer_again(job: WriteJob, key: RequestKey, before: AppliedRequest) -> None:
+    try:
+        job.settle(answered_before(key, before))
+    except IdempotencyMismatchError as error:
+        job.settle(error)
+
+
+def answered_before(key: RequestKey, before: AppliedRequest) -> Done:
+    """What is answered to a request whose key has come before; raises IdempotencyMismatchError where that came with
+    another request."""
     if key.request != before.request:
-        job.settle(IdempotencyMismatchError("this Idempotency-Key has come with another request: use a new one"))
-    else:
-        job.settle(Done(before.answer, before.generation, replayed=True))
+        raise IdempotencyMismatchError("this Idempotency-Key has come with another request: use a new one")
+    return Done(before.answer, before.generation, replayed=True)
 
 
 def _write_failure(error: Exception) -> WriteFailedError:

@@ -10,7 +10,7 @@ import logging
 
 from index import CompactOptions, IndexDirectory, WriteOptions, compact_index
 from index.maintenance import is_due, measure_due, merge_due
-from service.committing import Change, Committer, Done, WriteJob
+from service.committing import Change, Committer, Done, RequestKey, WriteJob, answered_before
 from service.jobs import JobThread
 from service.live_index import LiveIndex
 from service.metrics import Metrics
@@ -56,6 +56,16 @@ class Writer(JobThread[WriteJob]):
             self._queue(job)
             self._changed.notify()
         return job.future
+
+    async def made_before(self, key: RequestKey) -> Done | None:
+        """What a request with this key has done that is part of the live generation; None where it has to be queued to
+        know. Raises IdempotencyMismatchError and NotReadyError."""
+        manifest = self._live.searcher().manifest
+        before = next((each for each in manifest.applied if each.key == key.key), None)
+        # What is served may be older than what is live, to which another process may have gone back.
+        if before is None or await asyncio.to_thread(self._directory.live_generation) != manifest.generation:
+            return None
+        return answered_before(key, before)
 
     def compact(self, options: CompactOptions) -> None:
         """Has the index compacted once the writes that are queued are done; raises CompactionRunningError where one is

@@ -119,6 +119,19 @@ def test_documents_are_written_in_words(client: Client, encoder: WordEncoder) ->
     assert client.get("/v1/documents/one").status_code == 404
 
 
+def test_a_write_that_is_sent_again_is_not_encoded_again(client: Client, encoder: WordEncoder) -> None:
+    headers = {**ADMIN, "Idempotency-Key": "k"}
+    body = {"documents": [{"id": "new", "text": "a new text"}]}
+    first = client.post("/v1/documents", body, headers=headers)
+    again = client.post("/v1/documents", body, headers=headers)
+    assert (first.status_code, first.headers.get("Idempotency-Replayed")) == (200, None)
+    assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
+    assert {**again.json(), "took_ms": 0} == {**first.json(), "took_ms": 0}
+    other = {"documents": [{"id": "new", "text": "another text"}]}
+    problem(client.post("/v1/documents", other, headers=headers), 422, "idempotency_mismatch")
+    assert encoder.read == [("a new text", Role.DOCUMENT)]
+
+
 def test_what_is_served_says_which_model_and_whether_words_are_read(
     client: Client, encoder: WordEncoder, texts: IndexDirectory, serve: Serve
 ) -> None:
