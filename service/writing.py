@@ -95,6 +95,7 @@ class Writer(JobThread[WriteJob]):
                 if not jobs and self._closing:
                     return
             if jobs:
+                # No `_batch` that is told if the thread dies: whether these have been made is not known then.
                 self._committer.commit([job for job in jobs if not self._is_dropped(job)])
                 self._maintain()
             if compaction is not None:
