@@ -10,9 +10,9 @@ import orjson
 from starlette.responses import Response
 
 from index import Gaussians, Ranking, Searcher
-from service.batching import Found
 from service.problems import DeadlineExceededError
 from service.schemas import SearchOptions
+from service.searching import Found
 
 __all__ = ["answer", "evidence_of", "json_response", "results_of"]
 

@@ -19,6 +19,8 @@ from service.batching import Batcher
 from service.bodies import BodyRoom
 from service.encoding import Encoding
 from service.filtering import FilterRoom
+from service.index_routes import about, operations
+from service.jobs import hand_over
 from service.keys import LEAST_BYTES, Keys
 from service.live_index import LiveIndex
 from service.metrics import Metrics
@@ -26,7 +28,7 @@ from service.middleware import SAFE_HEADERS, RequestLog
 from service.openapi import describe
 from service.page import page_routes
 from service.problems import MethodNotAllowedError, NotFoundError, problem_response
-from service.routes import operations, v1
+from service.routes import v1
 from service.settings import ServiceSettings
 from service.state import State
 from service.write_routes import writes
@@ -89,7 +91,7 @@ def create_app(
     )
     app.state.gaussearch = state
     # Their routes rather than the routers: include_router matches every request twice, once for the router.
-    app.router.routes.extend([*v1.routes, *writes.routes, *operations.routes])
+    app.router.routes.extend([*v1.routes, *about.routes, *writes.routes, *operations.routes])
     if settings.page:
         # Last: no search is matched against these.
         app.router.routes.extend(page_routes())
@@ -130,12 +132,7 @@ async def _serve(encoding: Encoding, live: LiveIndex, on_failure: Callable[[Exce
 async def _in_a_daemon(work: Callable[[], None]) -> None:
     """Does blocking work on a thread of its own, which does not keep a process that is told to end: a model may have to
     be fetched."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def run() -> None:
         error: Exception | None = None
@@ -143,9 +140,7 @@ async def _in_a_daemon(work: Callable[[], None]) -> None:
             work()
         except Exception as raised:  # noqa: BLE001 (raised in the coroutine that waits)
             error = raised
-        # The loop is closed where the service has ended meanwhile.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, error)
+        hand_over([(done, error)])
 
     threading.Thread(target=run, name="gaussearch-load", daemon=True).start()
     await done

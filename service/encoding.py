@@ -8,9 +8,7 @@ hundreds does not keep the others, and what nobody waits for any more is not enc
 import asyncio
 import contextlib
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +16,9 @@ from index import GaussearchError, Gaussians
 from index.errors import InvalidGaussiansError
 from index.records import ModelRecord
 from index.text import Role, TextEncoder, load_encoder
+from service.jobs import Job, JobThread
 from service.metrics import Metrics
-from service.problems import DeadlineExceededError, NoModelError, NotReadyError, OverloadedError
+from service.problems import NoModelError, NotReadyError
 from service.settings import ServiceSettings
 
 __all__ = ["Encoding", "located"]
@@ -31,35 +30,26 @@ TOGETHER = 32
 just come waits for those before it, and how long a service that is to end waits for the last."""
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Job(Job[Gaussians]):
+    """The texts of one request; `rows` of them are not begun yet."""
+
     texts: Sequence[str]
     role: Role
-    deadline: float
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[Gaussians]"
     made: list[Gaussians] = field(default_factory=list)
-    begun: int = 0
-
-    @property
-    def left(self) -> int:
-        """How many of its texts are not encoded yet."""
-        return len(self.texts) - self.begun
 
 
-class Encoding:
+class Encoding(JobThread[_Job]):
     """An encoding thread and its queue; without a model in the settings, nothing but the error that says so."""
 
+    DOING = "encoding"
+    WAITING = "texts are waiting"
+    LATE = "the deadline passed before the texts were encoded"
+
     def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
+        super().__init__("gaussearch-encode", settings.queue_rows, metrics)
         self._settings = settings
-        self._metrics = metrics
         self._encoder: TextEncoder | None = None
-        self._jobs: deque[_Job] = deque()
-        self._waiting = 0
-        self._seconds_per_text = 0.0
-        self._closing = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="gaussearch-encode", daemon=True)
 
     @property
     def model(self) -> ModelRecord | None:
@@ -69,7 +59,7 @@ class Encoding:
     @property
     def alive(self) -> bool:
         """Whether what there is to do is done: the thread lives, or there is none to live."""
-        return self._encoder is None or self._thread.is_alive()
+        return self._encoder is None or super().alive
 
     def load(self) -> None:
         """Loads the model, if there is one, and starts to encode. Blocks; raises what load_encoder raises."""
@@ -83,14 +73,6 @@ class Encoding:
         self._encoder = encoder
         logger.info("encoding with %s, loaded in %.2f s", encoder.record.name, time.monotonic() - started)
 
-    def close(self, patience: float | None = None) -> None:
-        """Takes no more texts, finishes those that wait and ends the thread; blocks until then, or so many seconds."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(patience)
-
     def submit(self, texts: Sequence[str], role: Role, deadline: float) -> "asyncio.Future[Gaussians]":
         """Queues texts and returns the future of their Gaussians (n, k); cancel it to drop them.
 
@@ -103,50 +85,15 @@ class Encoding:
             )
         if self._encoder is None:
             raise NotReadyError("the model is being loaded", headers={"Retry-After": "1"})
-        loop = asyncio.get_running_loop()
-        job = _Job(texts, role, deadline, loop, loop.create_future())
+        job = _Job(deadline=deadline, rows=len(texts), texts=texts, role=role)
         with self._changed:
-            if self._closing or not self._thread.is_alive():
-                raise NotReadyError("the service is shutting down or its encoding thread has died")
-            if self._is_full(job):
-                self._drop_abandoned()
-            if self._is_full(job):
-                self._metrics.rejected.labels("overloaded").inc()
-                # By then half of what waits should be done.
-                seconds = max(1, round(self._waiting * self._seconds_per_text / 2))
-                raise OverloadedError(
-                    f"{self._waiting} texts are waiting and {self._settings.queue_rows} may: try again later",
-                    headers={"Retry-After": str(seconds)},
-                )
-            self._jobs.append(job)
-            self._waiting += len(texts)
+            self._queue(job)
             self._changed.notify()
         return job.future
 
-    def _is_full(self, job: _Job) -> bool:
-        return bool(self._jobs) and self._waiting + job.left > self._settings.queue_rows
-
-    def _drop_abandoned(self) -> None:
-        """Frees the places of those who have given up before the thread comes to them."""
-        kept = [job for job in self._jobs if not self._is_dropped(job)]
-        self._jobs.clear()
-        self._jobs.extend(kept)
-        self._waiting = sum(job.left for job in kept)
-
-    def _run(self) -> None:
-        turns: list[tuple[_Job, range]] = []
-        try:
-            while turns := self._take():
-                self._encode(turns)
-        finally:
-            # Nothing is left where it was told to end. Where it dies, nobody would come to what is.
-            with self._changed:
-                self._closing = True
-                left = [*(job for job, _ in turns), *self._jobs]
-                self._jobs.clear()
-                self._waiting = 0
-            for job in left:
-                _settle(job, NotReadyError("the encoding thread has died"))
+    def _work(self) -> None:
+        while turns := self._take():
+            self._encode(turns)
 
     def _take(self) -> list[tuple[_Job, range]]:
         """The texts of the next batch, some of each request that waits and has the role of the first; nothing once
@@ -164,28 +111,18 @@ class Encoding:
             room = TOGETHER
             turns: list[tuple[_Job, range]] = []
             # Those with few texts first: what they leave of their share is for the others.
-            for place, job in enumerate(sorted(alike, key=lambda each: each.left)):
-                rows = range(job.begun, job.begun + min(job.left, room // (len(alike) - place)))
+            for place, job in enumerate(sorted(alike, key=lambda each: each.rows)):
+                begun = len(job.texts) - job.rows
+                rows = range(begun, begun + min(job.rows, room // (len(alike) - place)))
                 turns.append((job, rows))
                 room -= len(rows)
-                job.begun = rows.stop
+                job.rows -= len(rows)
                 self._jobs.remove(job)
-                if job.left:
+                if job.rows:
                     self._jobs.append(job)
-            self._waiting = sum(job.left for job in self._jobs)
+            self._set_waiting(sum(job.rows for job in self._jobs))
+            self._batch = [job for job, _ in turns]
             return turns
-
-    def _is_dropped(self, job: _Job) -> bool:
-        """Whether nobody waits for a job any more; if so, it is counted and answered."""
-        expired = (job.future.done() and not job.future.cancelled()) or time.monotonic() >= job.deadline
-        if expired:
-            self._metrics.rejected.labels("deadline").inc()
-            _settle(job, DeadlineExceededError("the deadline passed before the texts were encoded"))
-        elif job.future.cancelled():
-            self._metrics.rejected.labels("cancelled").inc()
-        else:
-            return False
-        return True
 
     def _encode(self, turns: list[tuple[_Job, range]]) -> None:
         started = time.perf_counter()
@@ -204,21 +141,21 @@ class Encoding:
                 job.made.append(made[first : first + len(rows)])
                 first += len(rows)
                 if sum(map(len, job.made)) == len(job.texts):
-                    _settle(job, Gaussians.concatenate(job.made))
+                    job.settle(Gaussians.concatenate(job.made))
             self._metrics.encoded(len(made), seconds)
-            self._seconds_per_text += 0.1 * (seconds / len(made) - self._seconds_per_text)
+            self._took(seconds, len(made))
 
     def _fail(self, job: _Job, rows: range, error: Exception) -> None:
         """Answers a request of which these texts could not be encoded, and encodes no more of it."""
         with self._changed, contextlib.suppress(ValueError):
             self._jobs.remove(job)
         if isinstance(error, InvalidGaussiansError):
-            _settle(job, located(error, rows))
+            job.settle(located(error, rows))
         elif isinstance(error, GaussearchError):
-            _settle(job, error)
+            job.settle(error)
         else:
             logger.error("texts of a request could not be encoded", exc_info=error)
-            _settle(job, GaussearchError(f"the encoding failed: {error!r}"))
+            job.settle(GaussearchError(f"the encoding failed: {error!r}"))
 
     def _gaussians(self, turns: list[tuple[_Job, range]]) -> Gaussians:
         if self._encoder is None:
@@ -233,19 +170,3 @@ def located(error: InvalidGaussiansError, rows: Sequence[int]) -> InvalidGaussia
     row = rows[error.row]
     said = str(error).removeprefix(f"row {error.row}")
     return InvalidGaussiansError(f"row {row}{said}", row=row, component=error.component)
-
-
-def _settle(job: _Job, outcome: Gaussians | GaussearchError) -> None:
-    """Hands a request its outcome, in its own event loop, unless it no longer waits."""
-
-    def hand_over() -> None:
-        if job.future.done():
-            return
-        if isinstance(outcome, GaussearchError):
-            job.future.set_exception(outcome)
-        else:
-            job.future.set_result(outcome)
-
-    # The loop is closed where its client has gone with it.
-    with contextlib.suppress(RuntimeError):
-        job.loop.call_soon_threadsafe(hand_over)

@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.responses import IndexResponse, ProblemResponse
+from service.index_responses import IndexResponse
+from service.responses import ProblemResponse
 from service.schemas import (
     BatchSearchRequest,
     CompactRequest,

@@ -66,7 +66,11 @@ class InvalidRequestError(ServiceError):
         return cls(f"{first['field']}: {first['message']}", errors=fields)
 
 
-_MESSAGES = {"extra_forbidden": "there is no such field: /docs lists those that there are"}
+_MESSAGES = {
+    "extra_forbidden": "there is no such field: /docs lists those that there are",
+    # The only pattern there is: of texts.
+    "string_pattern_mismatch": "the text is empty: send the words that the model is to read",
+}
 """For what pydantic says in terms of its own."""
 LONGEST_NAME = 100
 """Letters of a field's name that are shown."""

@@ -1,25 +1,20 @@
-"""Bodies of responses, as OpenAPI shows them."""
+"""Bodies of responses to searches, and of errors, as OpenAPI shows them."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeFloat
 
-from index.manifest import MeasuredRecall
 from index.records import ModelRecord
 from service.schemas import GAUSSIAN_EXAMPLE
 
 __all__ = [
-    "AcceptedResponse",
+    "ANSWER_EXAMPLE",
+    "Answer",
     "BatchSearchResponse",
-    "DeleteResponse",
     "DocumentResponse",
     "EncodeResponse",
-    "IndexResponse",
-    "Limits",
     "ProblemResponse",
     "SearchResponse",
-    "StatusResponse",
-    "UpsertResponse",
 ]
 
 
@@ -80,7 +75,9 @@ class ServedIndex(BaseModel):
     generation: int
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Of what every answer tells: the time that it took, and which index it is of."""
+
     took_ms: NonNegativeFloat
     index: ServedIndex
 
@@ -92,7 +89,7 @@ _RESULT_EXAMPLE: dict[str, JsonValue] = {
 }
 
 
-_ANSWER_EXAMPLE: dict[str, JsonValue] = {"took_ms": 2.1, "index": {"name": "wordnet", "generation": 1}}
+ANSWER_EXAMPLE: dict[str, JsonValue] = {"took_ms": 2.1, "index": {"name": "wordnet", "generation": 1}}
 
 
 class UncertaintyBody(BaseModel):
@@ -102,10 +99,10 @@ class UncertaintyBody(BaseModel):
     mean_variance: float
 
 
-class SearchResponse(_Answer):
+class SearchResponse(Answer):
     """Documents in order of descending score; equal scores in order of id."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"results": [_RESULT_EXAMPLE], **_ANSWER_EXAMPLE}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"results": [_RESULT_EXAMPLE], **ANSWER_EXAMPLE}]})
 
     results: list[ResultBody]
     matched: Annotated[int | None, Field(description="Documents that the filter let through, if there is one.")] = None
@@ -113,10 +110,10 @@ class SearchResponse(_Answer):
     search: Annotated[EvidenceBody | None, Field(description="With `explain`: what the results rest on.")] = None
 
 
-class BatchSearchResponse(_Answer):
+class BatchSearchResponse(Answer):
     """The results of each query, in the order of the queries."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"results": [[_RESULT_EXAMPLE]], **_ANSWER_EXAMPLE}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"results": [[_RESULT_EXAMPLE]], **ANSWER_EXAMPLE}]})
 
     results: list[list[ResultBody]]
     matched: Annotated[int | None, Field(description="Documents that the filter let through, if there is one.")] = None
@@ -155,32 +152,6 @@ class EncodeResponse(BaseModel):
     took_ms: NonNegativeFloat
 
 
-class UpsertResponse(_Answer):
-    """What was written: documents, and how many of these took the place of one. Searches see it."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"written": 1, "replaced": 0, **_ANSWER_EXAMPLE}]})
-
-    written: int
-    replaced: int
-
-
-class DeleteResponse(_Answer):
-    """How many documents were deleted, and how many ids no document had."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"deleted": 1, "missing": 0, **_ANSWER_EXAMPLE}]})
-
-    deleted: int
-    missing: int
-
-
-class AcceptedResponse(BaseModel):
-    """What has been asked for has begun."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "accepted"}]})
-
-    status: Literal["accepted"]
-
-
 class DocumentResponse(BaseModel):
     """A document as it is stored."""
 
@@ -194,179 +165,6 @@ class DocumentResponse(BaseModel):
     mean: list[float]
     variance: list[float]
     payload: dict[str, Any]
-
-
-class Limits(BaseModel):
-    """What a request must keep within."""
-
-    max_top_k: int
-    max_candidates: int
-    max_nprobe: int
-    max_queries: int
-    max_results: int
-    max_documents: int
-    queue_documents: int
-    max_body_bytes: int
-    max_timeout_ms: int
-    timeout_ms: int
-    queue_rows: int
-    max_batch_rows: int
-    queue_bytes: int
-    max_connections: int
-    max_text_letters: int
-    max_header_bytes: int
-    header_seconds: float
-    unread_seconds: float
-
-
-class DriftBody(BaseModel):
-    """What searches find of the newest documents' true best, measured when so many had been written since the build. Of
-    kind flat, the share of their searches that the first scan proves."""
-
-    at: int
-    recall: float
-    low: float
-    high: float
-    queries: int
-    documents: int
-
-
-class CompactionState(BaseModel):
-    """Whether the index is being compacted, and what went wrong the last time."""
-
-    running: bool
-    last_error: str | None
-
-
-class ReloadState(BaseModel):
-    """How the last attempt to take up a new generation went."""
-
-    failures: int
-    last_error: str | None
-
-
-class GraphBody(BaseModel):
-    """The graph that is walked: HNSW's M and efConstruction."""
-
-    m: int
-    ef_construction: int
-
-
-class ListsBody(BaseModel):
-    """The lists that documents are in; `nprobe` pairs a top_k with how many of them a query looks into."""
-
-    lists: int
-    nprobe: list[list[int]]
-
-
-class FactoryBody(BaseModel):
-    """What FAISS made of a string of its factory, and how many of its lists a query looks into, where it has any."""
-
-    factory: str
-    lists: int | None
-    nprobe: list[list[int]] | None
-
-
-class CodesBody(BaseModel):
-    """The codes that are scanned; `candidates` pairs a top_k with the candidates that it takes, chosen of `breadth`
-    times as many."""
-
-    bytes_per_document: int
-    dimensions: int
-    candidates: list[list[int]]
-    breadth: float
-    graph: GraphBody | None
-    lists: ListsBody | None
-    factory: FactoryBody | None
-
-
-class IndexResponse(BaseModel):
-    """What is served."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "wordnet",
-                    "generation": 1,
-                    "created_at": "2026-01-31T12:00:00+00:00",
-                    "documents": 4000,
-                    "k": 128,
-                    "encoding": "simplified",
-                    "kind": "flat",
-                    "model": None,
-                    "reads_text": False,
-                    "reason": None,
-                    "measured_recall": None,
-                    "codes": None,
-                    "segments": 1,
-                    "deleted_rows": 0,
-                    "changes": 0,
-                    "drift": None,
-                    "rebuild_due": None,
-                    "compaction": {"running": False, "last_error": None},
-                    "bytes": 10_700_000,
-                    "device": "cpu",
-                    "precision": "float32",
-                    "version": "0.1.0",
-                    "limits": {
-                        "max_top_k": 1000,
-                        "max_candidates": 10000,
-                        "max_nprobe": 10000,
-                        "max_queries": 256,
-                        "max_results": 10000,
-                        "max_documents": 1000,
-                        "queue_documents": 10000,
-                        "max_body_bytes": 16777216,
-                        "max_timeout_ms": 60000,
-                        "timeout_ms": 10000,
-                        "queue_rows": 1024,
-                        "max_batch_rows": 128,
-                        "queue_bytes": 268435456,
-                        "max_connections": 1000,
-                        "max_text_letters": 20000,
-                        "max_header_bytes": 16384,
-                        "header_seconds": 10.0,
-                        "unread_seconds": 60.0,
-                    },
-                    "reload": {"failures": 0, "last_error": None},
-                }
-            ]
-        }
-    )
-
-    name: str
-    generation: int
-    created_at: str
-    documents: int
-    k: int
-    encoding: str
-    kind: str
-    model: Annotated[ModelRecord | None, Field(description="The model that made its Gaussians, where that is known.")]
-    reads_text: Annotated[bool, Field(description="Whether words are taken in place of Gaussians.")]
-    reason: Annotated[str | None, Field(description="Why it is this kind, where another or none was asked for.")]
-    measured_recall: MeasuredRecall | None
-    codes: CodesBody | None
-    segments: int
-    deleted_rows: Annotated[int, Field(description="Rows that were documents and wait to be compacted away.")]
-    changes: Annotated[int, Field(description="Generations since the build whose documents were written or deleted.")]
-    drift: DriftBody | None
-    rebuild_due: Annotated[str | None, Field(description="Why the index should be compacted or built anew, if so.")]
-    compaction: CompactionState
-    bytes: int
-    device: str
-    precision: str
-    version: str
-    limits: Limits
-    reload: ReloadState
-
-
-class StatusResponse(BaseModel):
-    """What a probe answers where nothing is wrong; what is wrong is a problem."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
-
-    status: Literal["ok"]
 
 
 class FieldError(BaseModel):

@@ -56,7 +56,12 @@ class _Request(BaseModel):
 
 Text = Annotated[
     str,
-    Field(min_length=1, pattern=r"\S", description="Words in place of a Gaussian, where the service has a model."),
+    Field(
+        # One error, and one message, for a text without letters and for one of blanks.
+        pattern=r"\S",
+        json_schema_extra={"minLength": 1},
+        description="Words in place of a Gaussian, where the service has a model.",
+    ),
 ]
 
 
@@ -173,8 +178,8 @@ class EncodeRequest(_Request):
 
 class DocumentBody(QueryGaussian):
     """A document to be written: its id, its Gaussian or its text, and whatever is to come back with it. The text comes
-    back, too, as `text`, unless the payload has one. A `title` of the payload is read before the text, as a build does.
-    """
+    back, too, as `text`; where the payload has a `text` of its own, that comes back in its place, and is not read. A
+    `title` of the payload is read before the text, as a build does."""
 
     id: Annotated[str, Field(min_length=1, description="Up to 512 bytes of UTF-8.")]
     payload: Annotated[

@@ -13,15 +13,16 @@ from index.durable import checksum
 from index.errors import DocumentNotFoundError
 from index.text import Role
 from service.answers import json_response
+from service.committing import Change, Done, RequestKey
 from service.problems import DeadlineExceededError, InvalidRequestError, LimitExceededError
 from service.queries import gaussians_told
 from service.requests import deadline_of, parse_body, read_raw, require_admin, wait_for
-from service.responses import AcceptedResponse, DeleteResponse, UpsertResponse
-from service.routes import DirectRoute, described_errors, request_body
+from service.routing import DirectRoute, described_errors, request_body
 from service.schemas import CompactRequest, DeleteRequest, UpsertRequest
 from service.state import State
 from service.uploads import documents_of, require_id, require_ids
-from service.writing import NOT_WRITTEN, Change, Done, RequestKey
+from service.write_responses import AcceptedResponse, DeleteResponse, UpsertResponse
+from service.writing import NOT_WRITTEN
 
 __all__ = ["writes"]
 
@@ -56,9 +57,13 @@ async def write(request: Request) -> Response:
     _within_limit("documents", len(body.documents), state)
     require_ids(body.documents)
     key = _key(request, raw)
-    told = await gaussians_told(request, state, body.documents, Role.DOCUMENT, deadline)
-    documents = documents_of(body.documents, told.gaussians, state.live.searcher().manifest)
-    return await _changed(request, state, Change(documents, key=key), deadline, started)
+    # What is sent again is not encoded again.
+    done = await state.writer.made_before(key) if key is not None else None
+    if done is None:
+        told = await gaussians_told(request, state, body.documents, Role.DOCUMENT, deadline)
+        documents = documents_of(body.documents, told.gaussians, state.live.searcher().manifest)
+        done = await _made(request, state, Change(documents, key=key), deadline)
+    return _answer(state, done, started)
 
 
 @writes.post(
@@ -77,7 +82,7 @@ async def delete(request: Request) -> Response:
     for row, name in enumerate(body.ids):
         require_id(name, f"ids.{row}")
     change = Change(None, tuple(dict.fromkeys(body.ids)), _key(request, raw))
-    return await _changed(request, state, change, deadline, started)
+    return _answer(state, await _made(request, state, change, deadline), started)
 
 
 @writes.delete(
@@ -93,7 +98,10 @@ async def delete_one(request: Request, document_id: str) -> Response:
     state = _admit(request)
     require_id(document_id, "id")
     change = Change(None, (document_id,), _key(request, document_id.encode()))
-    return await _changed(request, state, change, deadline_of(request, state.settings), started)
+    done = await _made(request, state, change, deadline_of(request, state.settings))
+    if not done.counts["deleted"]:
+        raise DocumentNotFoundError(f"no document has the id {document_id!r}")
+    return _answer(state, done, started)
 
 
 @writes.post(
@@ -142,11 +150,11 @@ def _key(request: Request, asked: bytes) -> RequestKey | None:
     return RequestKey(checksum(key.encode())[:32], checksum(what)[:32])
 
 
-async def _changed(request: Request, state: State, change: Change, deadline: float, started: float) -> Response:
-    """Has a change made, and answers what it did."""
+async def _made(request: Request, state: State, change: Change, deadline: float) -> Done:
+    """Has a change made; raises what Writer.submit raises, and DeadlineExceededError that says what is known of it."""
     state.live.searcher()
     try:
-        done: Done = await wait_for(state.writer.submit(change, deadline), request, deadline)
+        return await wait_for(state.writer.submit(change, deadline), request, deadline)
     except DeadlineExceededError as error:
         if str(error) == NOT_WRITTEN:
             raise
@@ -154,8 +162,9 @@ async def _changed(request: Request, state: State, change: Change, deadline: flo
             "the deadline passed before it was written, and it is not known whether it will be: send it again, with "
             "the same Idempotency-Key if it has one"
         ) from error
-    if request.method == "DELETE" and not done.counts["deleted"]:
-        raise DocumentNotFoundError(f"no document has the id {change.deletes[0]!r}")
+
+
+def _answer(state: State, done: Done, started: float) -> Response:
     content = {
         **done.counts,
         "took_ms": round((time.perf_counter() - started) * 1000, 3),

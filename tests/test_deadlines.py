@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import service.batching
+import service.searching
 from service.app import create_app
 from service.batching import Batcher
 from service.settings import ServiceSettings
@@ -202,7 +202,7 @@ def test_bad_queries_that_wait_together_fail_alone(slow: Client, gated: GatedSea
 def test_requests_for_few_and_for_many_documents_share_a_batch(
     gated: GatedSearcher, served: Served, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.batching, "FETCHED_TOGETHER", 3)
+    monkeypatch.setattr(service.searching, "FETCHED_TOGETHER", 3)
     client = serve(served.directory)
     gated.gate.clear()
 

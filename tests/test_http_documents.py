@@ -10,7 +10,7 @@ import pytest
 
 from index import LocalSearcher
 from service.app import create_app
-from service.responses import Limits
+from service.index_responses import Limits
 from service.settings import ServiceSettings
 from tests.conftest import MakeIndex, Serve, random_gaussians
 from tests.serving import Client, Served

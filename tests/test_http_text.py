@@ -119,6 +119,19 @@ def test_documents_are_written_in_words(client: Client, encoder: WordEncoder) ->
     assert client.get("/v1/documents/one").status_code == 404
 
 
+def test_a_write_that_is_sent_again_is_not_encoded_again(client: Client, encoder: WordEncoder) -> None:
+    headers = {**ADMIN, "Idempotency-Key": "k"}
+    body = {"documents": [{"id": "new", "text": "a new text"}]}
+    first = client.post("/v1/documents", body, headers=headers)
+    again = client.post("/v1/documents", body, headers=headers)
+    assert (first.status_code, first.headers.get("Idempotency-Replayed")) == (200, None)
+    assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
+    assert {**again.json(), "took_ms": 0} == {**first.json(), "took_ms": 0}
+    other = {"documents": [{"id": "new", "text": "another text"}]}
+    problem(client.post("/v1/documents", other, headers=headers), 422, "idempotency_mismatch")
+    assert encoder.read == [("a new text", Role.DOCUMENT)]
+
+
 def test_what_is_served_says_which_model_and_whether_words_are_read(
     client: Client, encoder: WordEncoder, texts: IndexDirectory, serve: Serve
 ) -> None:
@@ -144,8 +157,8 @@ def test_a_service_without_a_model_says_so(served: Any, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"text": ""}, "text"),
-        ({"text": " \n"}, "text"),
+        ({"text": ""}, "text: the text is empty: send the words that the model is to read"),
+        ({"text": " \n"}, "text: the text is empty: send the words that the model is to read"),
         ({"text": 7}, "text"),
         ({"text": "a", "mean": [1.0]}, "give either text or mean"),
         ({"text": "a", "logvar": [1.0]}, "give either text or logvar"),
@@ -155,6 +168,16 @@ def test_a_service_without_a_model_says_so(served: Any, serve: Serve) -> None:
 )
 def test_a_query_is_a_gaussian_or_a_text(body: dict[str, Any], message: str, client: Client) -> None:
     assert message in problem(client.post("/v1/search", body), 422, "invalid_request")
+
+
+def test_an_empty_text_among_others_is_named(client: Client) -> None:
+    for path, body, field in (
+        ("/v1/encode", {"texts": ["a", ""]}, "texts.1"),
+        ("/v1/search/batch", {"queries": [{"text": "a"}, {"text": "\t"}]}, "queries.1.text"),
+        ("/v1/documents", {"documents": [{"id": "a", "text": " "}]}, "documents.0.text"),
+    ):
+        detail = problem(client.post(path, body, headers=ADMIN), 422, "invalid_request")
+        assert detail == f"{field}: the text is empty: send the words that the model is to read"
 
 
 def test_limits_of_texts(encoder: WordEncoder, texts: IndexDirectory, serve: Serve) -> None:
@@ -183,7 +206,7 @@ def asked_at_once(client: Client, encoder: WordEncoder, bodies: list[dict[str, A
     asking = threading.Thread(target=lambda: answers.extend(client.run(together(client, bodies))))
     asking.start()
     texts = sum(len(body["texts"]) for body in bodies)
-    wait_until(lambda: sum(job.left for job in client.state.encoding._jobs) + sum(encoder.together) == texts)
+    wait_until(lambda: sum(job.rows for job in client.state.encoding._jobs) + sum(encoder.together) == texts)
     encoder.gate.set()
     asking.join(60)
     return answers

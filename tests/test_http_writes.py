@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, add_documents, build_index
+from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, add_documents, build_index, roll_back
 from tests.conftest import Serve, random_gaussians, write_corpus
 from tests.rankings import exact_scores
 from tests.serving import PATIENCE, Client, wait_until
@@ -157,6 +157,18 @@ def test_a_write_sent_again_with_its_key_is_made_once(client: Client, serve: Ser
     # It is part of the index, so another process knows of it.
     later = serve(directory, admin_key=ADMIN)
     assert write(later, body, **key).headers["idempotency-replayed"] == "true"
+
+
+def test_a_write_that_another_process_has_taken_back_is_made_again(client: Client, directory: IndexDirectory) -> None:
+    """Even where the service has not seen yet that it was taken back."""
+    body, key = body_of(random_gaussians(1, K, seed=7), ["once"]), {"Idempotency-Key": "k-1"}
+    write(client, body, **key)
+    roll_back(directory, 1)
+    assert client.get("/v1/documents/once").status_code == 200
+    again = write(client, body, **key)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, None)
+    assert again.json()["index"]["generation"] == 4
+    assert client.get("/v1/documents/once").status_code == 200
 
 
 @pytest.mark.parametrize(

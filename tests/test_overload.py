@@ -14,7 +14,8 @@ from fastapi import FastAPI
 
 from index import Gaussians, Ranking
 from service.app import create_app
-from service.batching import Batcher, _Job
+from service.batching import Batcher
+from service.searching import SearchJob
 from service.settings import ServiceSettings
 from tests.serving import GatedSearcher, Served, listening, wait_until
 from tests.sockets import Answer, ask, request
@@ -29,7 +30,7 @@ class Course:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, searcher: GatedSearcher) -> None:
         self.events: list[tuple[str, list[float]]] = []
         # The tracebacks of tests that have failed hold some.
-        self.others = [each for each in gc.get_objects() if type(each) is _Job]
+        self.others = [each for each in gc.get_objects() if type(each) is SearchJob]
         self.most_rows = 0
         """The most queries that were in the queue and in a search together."""
         submit, search = Batcher.submit, searcher.search
@@ -100,7 +101,7 @@ def number(app: FastAPI, name: str, **labels: str) -> float:
 
 def jobs(course: Course) -> int:
     """How many jobs there are that were not there before."""
-    return sum(type(each) is _Job for each in gc.get_objects()) - len(course.others)
+    return sum(type(each) is SearchJob for each in gc.get_objects()) - len(course.others)
 
 
 def admitted(course: Course) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from pydantic import SecretStr
 
 from index import IndexDirectory, build_index, delete_documents
@@ -115,12 +115,71 @@ def test_a_service_that_is_not_ready_is_waited_for(
     monkeypatch.setattr("service.live_index.load", slow)
     with listening(create_app(ServiceSettings(index=served.directory.path)), ready=False) as port:
         tab = open_tab(port, "#search?by=document&q=d7")
-        tab.sees("The service is not ready.")
-        expect(tab.page.locator("#error")).to_contain_text("the index is being loaded")
+        said = "The service is not ready. The index is being loaded. The page goes on trying."
+        expect(tab.page.locator("#trouble")).to_have_text(said)
+        expect(tab.page.locator("#error")).to_contain_text("The index is being loaded.")
         tab.is_accessible("a service that is not ready")
         loaded.set()
         expect(tab.page.locator(".result")).to_have_count(10)
         expect(tab.page.locator("#trouble")).to_be_hidden()
+
+
+PLACES = """() => Object.fromEntries([...document.querySelectorAll("nav a, button, select, textarea, input, label")]
+  .filter((each) => each.checkVisibility({ visibilityProperty: true }) && !each.classList.contains("unseen"))
+  .map((each) => [each.id || `${each.tagName} ${each.textContent.trim()}`, each.getBoundingClientRect()])
+  .map(([name, { x, y, width, height }]) => [name, [x, y, width, height]]))"""
+"""Where everything is that can be used, by its id or what it says."""
+
+
+def opened_without_its_index(tab: Tab, **changed: Any) -> Callable[[], None]:
+    """Loads the page anew, which learns of its index, `changed` like this, once what this returns is called."""
+    model = {"name": "all-MiniLM-L6-v2", "encoder": "head", "k": 5, "fingerprint": "0f" * 8}
+    known, held = threading.Event(), []
+
+    def described(route: Route) -> None:
+        if known.is_set():
+            route.fulfill(json={**route.fetch().json(), "model": model, **changed})
+        else:
+            held.append(route)
+
+    def release() -> None:
+        known.set()
+        for route in held:
+            described(route)
+
+    tab.page.route("**/v1/index", described)
+    tab.page.reload()
+    expect(tab.box).to_be_visible()
+    return release
+
+
+@pytest.mark.parametrize("width", [360, 1180])
+@pytest.mark.parametrize("kind", ["flat", "fastscan"])
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_nothing_moves_once_it_is_known_what_there_is_to_search_with(
+    open_tab: OpenTab, port: int, reads_text: bool, kind: str, width: int
+) -> None:
+    tab = open_tab(port, viewport={"width": width, "height": 900})
+    release = opened_without_its_index(tab, reads_text=reads_text, kind=kind)
+    tabs = tab.page.get_by_role("radio")
+    expect(tabs).to_have_count(0)
+    tab.is_accessible("an index that is not known yet")
+    before = tab.page.evaluate(PLACES)
+    release()
+    expect(tabs).to_have_count(3 if reads_text else 2)
+    expect(tab.page.get_by_role("radio", name="Text" if reads_text else "Document")).to_be_checked()
+    after = tab.page.evaluate(PLACES)
+    assert set(before) == {"to-search", "to-index", "theme", "query", "BUTTON Search"} <= set(after)
+    assert before == {name: after[name] for name in before}
+
+
+def test_what_is_typed_before_it_is_known_that_words_are_read_is_words(open_tab: OpenTab, port: int) -> None:
+    tab = open_tab(port)
+    release = opened_without_its_index(tab, reads_text=True)
+    tab.box.fill("a bit")
+    release()
+    expect(tab.page.get_by_role("radio", name="Text")).to_be_checked()
+    assert tab.box.input_value() == "a bit"
 
 
 def test_a_service_that_is_gone_is_waited_for(open_tab: OpenTab, served: Served) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.responses import Limits
+from service.index_responses import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")

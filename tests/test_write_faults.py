@@ -369,13 +369,24 @@ def test_a_dead_writing_thread_is_told_and_searches_go_on(
     directory: IndexDirectory, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serve(directory, admin_key=ADMIN)
+    writer = client.state.writer
     assert client.get("/livez").status_code == 200
 
+    taken = threading.Event()
+
     def end(_: Any) -> None:
+        taken.set()
+        wait_until(lambda: writer._jobs)
         raise SystemExit
 
-    monkeypatch.setattr(client.state.writer, "_commit_or_fail", end)
-    (answer,) = begin(client, post(client, ["a"], {"X-Request-Timeout-Ms": "50"}))()
+    monkeypatch.setattr(writer._committer, "commit", end)
+    begun = begin(client, post(client, ["a"], {"X-Request-Timeout-Ms": "50"}))
+    assert taken.wait(PATIENCE)
+    (waiting,) = begin(client, post(client, ["b"]))()
+    assert (waiting.status_code, waiting.json()["code"]) == (503, "not_ready")
+    assert "writing thread has died" in waiting.json()["detail"]
+    # Of what it had begun nobody knows.
+    (answer,) = begun()
     assert answer.status_code == 504
     wait_until(lambda: client.get("/livez").status_code == 503)
     assert "writing thread has died" in client.get("/livez").json()["detail"]

@@ -1,6 +1,6 @@
 // What is answered to a search: its results and what proves them, why it failed, or that nothing is asked yet.
 
-import { byId, decimal, element, milliseconds, whole } from "./dom.js";
+import { byId, decimal, element, milliseconds, sentence, stopped, whole } from "./dom.js";
 import { addCondition, learnFields } from "./filters.js";
 import { bells, legend } from "./picture.js";
 import { resultList } from "./results.js";
@@ -12,12 +12,14 @@ const isPassing = ({ code, status }) => code === "unreachable" || status === 429
 export const showFailure = (failure, again) => {
   byId("status").textContent = "";
   const waits = failure.retryAfter !== null ? ` Try again in ${decimal(failure.retryAfter, 0)} s.` : "";
+  // What is wrong with a request may begin with the name of a field, which stays as it is written.
+  const detail = isPassing(failure) ? sentence(failure.detail) : stopped(failure.detail);
   byId("error").replaceChildren(
     element(
       "div",
       { class: "failure" },
       element("h2", {}, failure.title),
-      element("p", {}, `${failure.detail}${/[.!?]$/.test(failure.detail) ? "" : "."}${waits}`),
+      element("p", {}, `${detail}${waits}`),
       element(
         "p",
         { class: "muted" },

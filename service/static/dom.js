@@ -49,5 +49,11 @@ export const bytes = (value) => {
   return `${unit ? decimal(value, 1) : whole(value)} ${units[unit]}`;
 };
 
+/** A text with a stop at its end. */
+export const stopped = (text) => `${text}${/[.!?]$/.test(text) ? "" : "."}`;
+
+/** The same with a capital at its beginning: a sentence. */
+export const sentence = (text) => stopped(`${text.slice(0, 1).toUpperCase()}${text.slice(1)}`);
+
 /** What a payload's value says, in a line. */
 export const shown = (value) => (typeof value === "string" ? value : write(value));

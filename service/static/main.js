@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { showCharts, startCharts } from "./charts.js";
-import { byId, element, whole } from "./dom.js";
+import { byId, element, sentence, whole } from "./dom.js";
 import { showIndex } from "./overview.js";
 import { learnIndex, leaveSearch, showSearch, startSearch } from "./search.js";
 
@@ -60,8 +60,9 @@ const trouble = (failure) => {
     element(
       "p",
       { class: `notice ${failure.code === "unauthorized" ? "fair" : "bad"}` },
-      element("b", {}, `${failure.title}. `),
-      failure.code === "unauthorized" ? "" : `${failure.detail} The page goes on trying. `,
+      element("b", {}, sentence(failure.title)),
+      " ",
+      failure.code === "unauthorized" ? "" : `${sentence(failure.detail)} The page goes on trying. `,
       again ? element("button", { type: "button", class: "quiet", onclick: () => askForKey(look) }, again) : null,
     ),
   );

@@ -21,6 +21,8 @@ let index = null;
 let running = null;
 let retry = 0;
 let askForKey = () => {};
+/** Whether it has been said what to search with, by a hand or an address. */
+let decided = false;
 
 const modes = () => [...document.querySelectorAll('input[name="mode"]')];
 const mode = () => modes().find((each) => each.checked).value;
@@ -32,9 +34,10 @@ const setMode = (wanted) => {
     document: "The document's own Gaussian is the query.",
     gaussian: `${index ? `${whole(index.k)} means and as many variances` : "Means and variances"}, or any body of a search. Paste it: the box knows JSON when it sees it.`,
   };
-  byId("query").placeholder = PLACEHOLDERS[wanted];
+  // Before it is known what there is to search with, it may be something else.
+  byId("query").placeholder = index || decided ? PLACEHOLDERS[wanted] : "";
   byId("query").classList.toggle("code", wanted === "gaussian");
-  byId("query-label").textContent = LABELS[wanted];
+  byId("query-label").textContent = index || decided ? LABELS[wanted] : "Query";
   byId("query-hint").textContent = hints[wanted];
 };
 
@@ -121,6 +124,7 @@ const run = async (its) => {
   leaveSearch();
   const mine = new AbortController();
   running = mine;
+  decided = true;
   document.title = its.mode === "gaussian" ? "Gaussearch" : `${its.query.slice(0, LONGEST_TITLE)} · Gaussearch`;
   byId("status").textContent = "Searching…";
   byId("found").setAttribute("aria-busy", "true");
@@ -178,25 +182,27 @@ const anywhere = () => {
 /** Shows what an address asks for: a search, or an invitation to one. */
 export const showSearch = (fields, state) => {
   const its = state?.mode ? state : readAddress(fields);
+  decided ||= fields.has("by");
   showAsked(its);
   if (its.query) {
     run(its);
     return;
   }
   byId("error").replaceChildren();
-  byId("found").replaceChildren(welcome(index, anywhere));
+  byId("found").replaceChildren(...(index ? [welcome(index, anywhere)] : []));
 };
 
 /** Takes notice of what the index is: whether there is a model, and what may be asked of it. */
 export const learnIndex = (described) => {
   const first = index === null;
   index = described;
+  byId("search-form").classList.remove("learning");
   byId("mode-text").hidden = !index.reads_text;
   byId("exact-option").hidden = index.kind === "flat";
   for (const each of byId("top-k").options) each.hidden = Number(each.value) > index.limits.max_top_k;
-  if (first && index.reads_text && !byId("query").value) setMode("text");
-  else setMode(mode());
-  if (byId("found").querySelector(".welcome")) byId("found").replaceChildren(welcome(index, anywhere));
+  setMode(first && index.reads_text && !decided ? "text" : mode());
+  const isIdle = byId("found").querySelector(".welcome") !== null || (first && running === null);
+  if (isIdle) byId("found").replaceChildren(welcome(index, anywhere));
 };
 
 /** `needKey` asks for a key and then calls what it is given. */
@@ -211,6 +217,7 @@ export const startSearch = (needKey) => {
   });
   for (const each of modes()) {
     each.addEventListener("change", () => {
+      decided = true;
       setMode(each.value);
       byId("query").focus();
     });
@@ -222,7 +229,9 @@ export const startSearch = (needKey) => {
   }
   const box = byId("query");
   box.addEventListener("input", () => {
-    if (box.value.trimStart().startsWith("{") && mode() !== "gaussian") setMode("gaussian");
+    if (!box.value.trimStart().startsWith("{") || mode() === "gaussian") return;
+    decided = true;
+    setMode("gaussian");
   });
   box.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

@@ -1,0 +1,110 @@
+"""A batch of searches: which of them may be made together, and what each one gets of what is found."""
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from index import Effort, Gaussians, Ranking, Searcher
+from index.selection import DocumentFilter
+from service.jobs import Job, hand_over
+from service.metrics import Metrics
+
+__all__ = ["Found", "SearchJob", "search_together"]
+
+FETCHED_TOGETHER = 200
+"""Results of a request up to which the search thread fetches their payload with that of others; more would keep the
+next batch waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The rankings of one request's queries, and the searcher whose documents they number.
+
+    `payloads` holds the payload of those documents by their numbers; None where it was not asked for, or they are many.
+    `matched` is how many documents its filter let through, if it has one.
+    """
+
+    searcher: Searcher
+    rankings: list[Ranking]
+    payloads: dict[int, dict[str, Any]] | None
+    matched: int | None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class SearchJob(Job[Found]):
+    """The queries of one request."""
+
+    queries: Gaussians
+    top_k: int
+    candidates: int | None
+    nprobe: int | None
+    exact: bool
+    filter: DocumentFilter | None
+    with_payload: bool
+
+    @property
+    def payload_is_due(self) -> bool:
+        """Whether the search thread fetches the payload of its results."""
+        return self.with_payload and self.rows * self.top_k <= FETCHED_TOGETHER
+
+
+def search_together(searcher: Searcher, batch: list[SearchJob], metrics: Metrics) -> None:
+    """Searches for all of a batch and hands each job what it finds; raises what the searcher raises, where one of them
+    is at fault."""
+    for job in batch:
+        # An index of another k may have been taken up since the request was checked.
+        job.queries.require_dimensions(searcher.manifest.k)
+    # Where results depend on what a search looks at, nobody's may depend on what others ask for.
+    alike: dict[tuple[bool, Effort | None, str], list[SearchJob]] = {}
+    for job in batch:
+        effort = searcher.effort_for(job.top_k, job.candidates, job.nprobe)
+        exact = job.exact and effort is not None
+        key = job.filter.key if job.filter is not None else ""
+        alike.setdefault((exact, None if exact else effort, key), []).append(job)
+    # Those last that read every document: nobody else waits for them.
+    for (exact, effort, _), jobs in sorted(alike.items(), key=lambda group: group[0][0]):
+        _search_alike(searcher, jobs, exact, effort, metrics)
+
+
+def _search_alike(
+    searcher: Searcher, jobs: list[SearchJob], exact: bool, effort: Effort | None, metrics: Metrics
+) -> None:
+    if effort is None:
+        candidates, nprobe = max((job.candidates for job in jobs if job.candidates), default=None), None
+    else:
+        candidates, nprobe = effort
+    queries = Gaussians.concatenate([job.queries for job in jobs])
+    started = time.perf_counter()
+    rankings = searcher.search(
+        queries,
+        max(job.top_k for job in jobs),
+        candidates=candidates,
+        nprobe=nprobe,
+        exact=exact,
+        filter=jobs[0].filter,
+        stop=lambda: all(job.abandoned for job in jobs),
+    )
+    metrics.batch(len(queries), searcher.manifest.documents, time.perf_counter() - started)
+    found = _shared_out(searcher, jobs, rankings)
+    hand_over((job.future, its) for job, its in zip(jobs, found, strict=True))
+
+
+def _shared_out(searcher: Searcher, batch: list[SearchJob], rankings: list[Ranking]) -> list[Found]:
+    """The rankings of a batch by job, and the payloads of all jobs fetched together: for one row Arrow takes as long
+    as for fifty."""
+    remaining = iter(rankings)
+    own = [[ranking.top(job.top_k) for ranking in itertools.islice(remaining, job.rows)] for job in batch]
+    shown = [ranking.documents for job, its in zip(batch, own, strict=True) if job.payload_is_due for ranking in its]
+    payloads: dict[int, dict[str, Any]] = {}
+    if shown:
+        documents = np.unique(np.concatenate(shown))
+        payloads = dict(zip(documents.tolist(), searcher.payloads(documents), strict=True))
+    # They have one filter, and it has just been searched with.
+    matched = searcher.matching(batch[0].filter) if batch[0].filter is not None else None
+    return [
+        Found(searcher, its, payloads if job.payload_is_due else None, matched)
+        for job, its in zip(batch, own, strict=True)
+    ]
