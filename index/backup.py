@@ -22,9 +22,10 @@ from index.durable import checksum, measure, sync
 from index.errors import BackupError, CorruptIndexError, GenerationNotFoundError, UnsupportedFormatError
 from index.generations import MANIFEST_BYTES
 from index.holding import hold
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.records import FileEntry
+from index.segment_records import SegmentEntry
 from index.segments import read_segment_manifest
 from index.storage import IndexDirectory, shared_files
 from index.writer import made_now

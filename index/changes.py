@@ -18,10 +18,11 @@ from index.documents import require_id
 from index.duplicates import read_ids, require_unique_ids
 from index.errors import BuildError, SourceError
 from index.maintenance import maintain
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.rebuilding import rebuild_index
 from index.rows import no_documents
+from index.segment_records import SegmentEntry
 from index.sources import Corpus, RejectedRows
 from index.storage import IndexDirectory
 from index.text.matching import require_model

@@ -21,8 +21,9 @@ from index.documents import GaussianStore, Numbers
 from index.durable import checksum, write_atomically
 from index.gaussians import Gaussians
 from index.lists import Lists
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.records import FileEntry
+from index.segment_records import SegmentEntry
 from index.segments import Segment, open_segment, verify_segment
 from index.staging import DocumentBatch
 from index.writer import IndexWriter

@@ -11,9 +11,10 @@ from index.documents import DocumentStore, GaussianStore
 from index.errors import CorruptIndexError
 from index.half_scanning import HalfScanner, bfloat16_is_faster
 from index.interface import Precision
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.memory import require_memory
 from index.scanning import Scanner
+from index.segment_records import SegmentEntry
 from index.segments import Segment
 from index.selection import Selector
 from index.storage import IndexDirectory

@@ -24,7 +24,7 @@ from index.gaussians import Gaussians
 from index.manifest import BuildSettings
 from index.payload import conformed, unified
 from index.records import FileEntry
-from index.segments import GaussiansWriter, write_ids, write_payload
+from index.segment_writing import GaussiansWriter, write_ids, write_payload
 from index.sources import SourceBatch
 from index.storage import IndexDirectory
 from index.text.precision import TextPrecision

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from index.array_files import read_rows, rows_to_bytes
 from index.codebook import Codebook
 from index.codes_record import CodesRecord, GraphRecord, ListsRecord
 from index.durable import SyncError, checksum, sync, write_atomically
@@ -46,11 +47,12 @@ from index.errors import (
 from index.factory_codebook import FactoryCodebook
 from index.generations import MANIFEST_BYTES, MANIFESTS, RECORDS, parse_manifest, remove_unpublished, tidy
 from index.holding import hold
-from index.manifest import DeletesRecord, Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.records import FileEntry
 from index.retention import Retention
 from index.scalar_codebook import ScalarCodebook
-from index.segments import Segment, open_segment, read_rows, read_segment_manifest, rows_to_bytes, verify_segment
+from index.segment_records import DeletesRecord, SegmentEntry
+from index.segments import Segment, open_segment, read_segment_manifest, verify_segment
 from index.untrusted import IndexFile, require_folder
 
 __all__ = ["AnyCodebook", "IndexDirectory", "shared_files"]

@@ -27,11 +27,12 @@ from index.documents import Numbers
 from index.durable import Syncer
 from index.errors import InvalidGaussiansError, SourceError
 from index.generations import remove_unpublished
-from index.manifest import AppliedRequest, DriftRecord, Manifest, SegmentEntry
+from index.manifest import AppliedRequest, DriftRecord, Manifest
 from index.payload import read_text, unified
 from index.progress import Progress, SilentProgress
 from index.records import FileEntry
 from index.retention import Retention
+from index.segment_records import SegmentEntry
 from index.segments import Segment
 from index.sources import SourceBatch
 from index.staging import DocumentBatch, DocumentWriter, WrittenSegment

@@ -16,7 +16,8 @@ import torch
 from index import Encoding, IndexDirectory, LocalSearcher, encode_documents
 from index.durable import checksum, measure
 from index.errors import BuildError, CorruptIndexError
-from index.segments import RESERVED_BYTES, GaussiansWriter, Segment, find_segment
+from index.segment_writing import RESERVED_BYTES, GaussiansWriter
+from index.segments import Segment, find_segment
 from index.untrusted import IndexFile
 from index.vectors import FlatVectors, write_vectors
 from tests.conftest import MakeIndex, random_gaussians
