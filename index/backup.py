@@ -20,6 +20,7 @@ from index.archives import Archive, FolderArchive, FolderWriter, TarArchive, Tar
 from index.build_options import WriteOptions
 from index.durable import checksum, measure, sync
 from index.errors import BackupError, CorruptIndexError, GenerationNotFoundError, UnsupportedFormatError
+from index.generation_files import shared_files
 from index.generations import MANIFEST_BYTES
 from index.holding import hold
 from index.manifest import Manifest
@@ -27,7 +28,7 @@ from index.progress import Progress, SilentProgress
 from index.records import FileEntry
 from index.segment_records import SegmentEntry
 from index.segments import read_segment_manifest
-from index.storage import IndexDirectory, shared_files
+from index.storage import IndexDirectory
 from index.writer import made_now
 
 __all__ = ["back_up", "restore"]
@@ -135,7 +136,7 @@ def _copied(directory: IndexDirectory, number: int, target: Path, progress: Prog
         with (
             TarWriter(beside, target, manifest.created.timestamp()) if is_tar(target) else FolderWriter(beside)
         ) as writer:
-            record = directory.manifests / f"{number:08d}.json"
+            record = directory.manifest_file(number)
             for name in (CURRENT, PurePosixPath("manifests", record.name), _record(number)):
                 data = record.read_bytes() if name.suffix == ".json" else token
                 writer.add(name, len(data), io.BytesIO(data))

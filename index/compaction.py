@@ -20,6 +20,7 @@ from index.codes_record import CodesRecord, GraphRecord
 from index.documents import GaussianStore, Numbers
 from index.durable import checksum, write_atomically
 from index.gaussians import Gaussians
+from index.generation_files import structure_file
 from index.lists import Lists
 from index.manifest import Manifest
 from index.records import FileEntry
@@ -125,7 +126,7 @@ def _restructured(
     if codes.lists is None:
         return codes
     path = directory.structures / f"{writer.segment_id(0)}.safetensors"
-    stored = directory.structure(codes.lists).contents(codes.lists.file.bytes)
+    stored = structure_file(directory, codes.lists).contents(codes.lists.file.bytes)
     centroids = Lists.from_bytes(stored).centroids
     members = put_into_lists(store, torch.from_numpy(centroids), standardisation, device, writer.progress)
     data = Lists(centroids, members).to_bytes()

@@ -26,6 +26,7 @@ from index.build_fit import CodesForm
 from index.documents import Numbers
 from index.durable import Syncer
 from index.errors import InvalidGaussiansError, SourceError
+from index.generation_files import deleted_rows, open_segments, write_deleted_rows
 from index.generations import remove_unpublished
 from index.manifest import AppliedRequest, DriftRecord, Manifest
 from index.payload import read_text, unified
@@ -79,8 +80,8 @@ class IndexWriter:
             for entry in self.manifest.segments
             if directory.segments / entry.id in by_folder
         }
-        self.segments = directory.open_segments(self.manifest, verify=False, known=opened)
-        self.deleted: list[Numbers] = [directory.deleted_rows(entry) for entry in self.manifest.segments]
+        self.segments = open_segments(directory, self.manifest, verify=False, known=opened)
+        self.deleted: list[Numbers] = [deleted_rows(directory, entry) for entry in self.manifest.segments]
         self._changed: set[int] = set()
         self._rewritten: set[int] = set()
         # Of those that hold documents: types that nothing has any more bind nobody.
@@ -219,7 +220,7 @@ class IndexWriter:
             )
             self._syncer.finish()
         kept = [
-            self.directory.write_deleted_rows(entry, self.deleted[place], self.generation)
+            write_deleted_rows(self.directory, entry, self.deleted[place], self.generation)
             if place in self._changed
             else entry
             for place, entry in enumerate(self.manifest.segments)
