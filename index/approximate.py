@@ -10,7 +10,6 @@ from pathlib import Path
 
 from index.code_scanning import ApproximateScanner, CodeScanner
 from index.codes_record import CodesRecord
-from index.encoding import Standardisation
 from index.errors import CorruptIndexError
 from index.factory_codebook import FactoryCodebook
 from index.factory_scanning import FactoryScanner
@@ -25,6 +24,7 @@ from index.scalar_codebook import ScalarCodebook
 from index.scanning import SCANNED
 from index.segments import Segment
 from index.shortlist import Shortlist
+from index.standardisation import Standardisation
 from index.storage import IndexDirectory
 from index.tailed import ScalarScanner, TailedScanner
 from index.untrusted import IndexFile

@@ -18,7 +18,7 @@ from index.codes import Codes
 from index.codes_record import CodesRecord
 from index.documents import GaussianStore, Numbers
 from index.durable import checksum, write_atomically
-from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
+from index.encoding import Encoding, encode_documents, encode_queries
 from index.errors import BuildError, CorruptIndexError, SourceError
 from index.gaussians import Gaussians
 from index.manifest import MeasuredRecall
@@ -29,6 +29,7 @@ from index.scanning import SCANNED
 from index.segment_records import SegmentEntry
 from index.sources import Corpus
 from index.staging import BuildPlan, Staging
+from index.standardisation import Standardisation
 from index.untrusted import IndexFile
 
 __all__ = [

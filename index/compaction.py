@@ -17,6 +17,7 @@ from index.build_fit import sample_of
 from index.build_graph import link_documents
 from index.build_lists import put_into_lists
 from index.codes_record import CodesRecord, GraphRecord
+from index.document_writing import DocumentBatch
 from index.documents import GaussianStore, Numbers
 from index.durable import checksum, write_atomically
 from index.gaussians import Gaussians
@@ -26,7 +27,6 @@ from index.manifest import Manifest
 from index.records import FileEntry
 from index.segment_records import SegmentEntry
 from index.segments import Segment, open_segment, verify_segment
-from index.staging import DocumentBatch
 from index.writer import IndexWriter
 
 __all__ = ["BATCH_ROWS", "compact", "due_merges", "live_batches", "live_rows", "merge", "rows_batch"]

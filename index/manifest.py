@@ -14,10 +14,11 @@ import torch
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from index.codes_record import CodesRecord, GraphRecord, ListsRecord
-from index.encoding import Encoding, Standardisation
+from index.encoding import Encoding
 from index.gaussians import MAX_DIMENSIONS
 from index.records import Blake3, Digest, Dimensions, ModelRecord, NonNegativeInt, PositiveInt, Share, Strict
 from index.segment_records import SegmentEntry
+from index.standardisation import Standardisation
 
 __all__ = [
     "FORMAT_VERSION",
@@ -56,7 +57,7 @@ class IndexKind(StrEnum):
 
 
 class StandardisationRecord(Strict):
-    """Shift and scale per latent dimension; see index.encoding."""
+    """Shift and scale per latent dimension; see index.standardisation."""
 
     shift: Annotated[list[Shift], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]
     scale: Annotated[list[Scale], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]

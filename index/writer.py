@@ -23,6 +23,7 @@ import torch
 from index.approximate import open_codebook
 from index.build_encoding import FlatForm, SegmentForm, encode_segments
 from index.build_fit import CodesForm
+from index.document_writing import DocumentBatch, DocumentWriter, WrittenSegment
 from index.documents import Numbers
 from index.durable import Syncer
 from index.errors import InvalidGaussiansError, SourceError
@@ -36,7 +37,6 @@ from index.retention import Retention
 from index.segment_records import SegmentEntry
 from index.segments import Segment
 from index.sources import SourceBatch
-from index.staging import DocumentBatch, DocumentWriter, WrittenSegment
 from index.storage import IndexDirectory
 
 __all__ = ["IndexWriter", "made_now"]

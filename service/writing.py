@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from index import CompactOptions, GaussearchError, IndexDirectory, WriteOptions, compact_index
 from index.build_encoding import NotEncodableError
+from index.document_writing import DocumentBatch
 from index.errors import IndexDirectoryError, IndexLockedError, ModelMismatchError, NotSyncedError, SourceError
 from index.maintenance import is_due, measure_due, merge_due
 from index.manifest import AppliedRequest
-from index.staging import DocumentBatch
 from index.writer import IndexWriter
 from service.live_index import LiveIndex
 from service.metrics import Metrics

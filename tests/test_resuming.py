@@ -19,8 +19,8 @@ import index.build_encoding
 import index.durable
 from index import BuildOptions, IndexDirectory, build_index
 from index.changes import add_documents, delete_documents
+from index.document_writing import DocumentWriter
 from index.errors import BuildError, IndexLockedError, NotSyncedError, SourceError
-from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
 from tests.serving import wait_until
 
