@@ -25,8 +25,8 @@ from index.durable import Syncer, SyncError, write_atomically, write_where_told
 from index.errors import BuildError, CorruptIndexError, InvalidGaussiansError, SourceError
 from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SourceRecord, StandardisationRecord
 from index.progress import Progress
+from index.rejected_rows import no_documents
 from index.retention import Retention
-from index.rows import no_documents
 from index.scanning import SCANNED
 from index.segment_records import SegmentEntry
 from index.sources import DocumentSource, RejectedRows, Stamps

@@ -21,7 +21,7 @@ from index.maintenance import maintain
 from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.rebuilding import rebuild_index
-from index.rows import no_documents
+from index.rejected_rows import no_documents
 from index.segment_records import SegmentEntry
 from index.sources import Corpus, RejectedRows
 from index.storage import IndexDirectory

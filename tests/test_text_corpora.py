@@ -23,7 +23,8 @@ from index import AddOptions, BuildOptions, Corpus, IndexDirectory, LocalSearche
 from index.errors import ModelMismatchError, SourceError
 from index.formats.columnar import MODEL_KEY
 from index.manifest import IndexKind
-from index.rows import RejectedRows, TextColumns
+from index.rejected_rows import RejectedRows
+from index.rows import TextColumns
 from index.text import Role, TextEncoder
 from index.text.ir_dataset import export_texts
 from index.text.rows import TextSource
