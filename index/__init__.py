@@ -7,12 +7,12 @@ searcher = LocalSearcher(IndexDirectory("my-index"))
 ranking, = searcher.search(Gaussians.from_arrays([[0.1, -0.3]], [[1.0, 0.5]]), top_k=10)
 """
 
-from index.backup import back_up, restore
+from index.backup import back_up
 from index.build_options import AddOptions, BuildOptions, CompactOptions, WriteOptions
 from index.builder import BuildSummary, build_index
 from index.changes import ChangeSummary, add_documents, compact_index, delete_documents, roll_back
 from index.documents import Document
-from index.encoding import Encoding, Standardisation, encode_documents, encode_queries, negative_kl
+from index.encoding import Encoding, encode_documents, encode_queries, negative_kl
 from index.errors import GaussearchError, GenerationNotFoundError
 from index.filters import Filter
 from index.gaussians import Gaussians
@@ -20,9 +20,11 @@ from index.interface import Effort, Evidence, Precision, Ranking, Searcher
 from index.manifest import Manifest
 from index.progress import Progress
 from index.rescoring import Explanation
+from index.restoring import restore
 from index.retention import Retention
 from index.searcher import LocalSearcher
 from index.sources import Columns, Corpus, VarianceAs
+from index.standardisation import Standardisation
 from index.storage import IndexDirectory
 
 __all__ = [

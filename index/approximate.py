@@ -10,10 +10,10 @@ from pathlib import Path
 
 from index.code_scanning import ApproximateScanner, CodeScanner
 from index.codes_record import CodesRecord
-from index.encoding import Standardisation
 from index.errors import CorruptIndexError
 from index.factory_codebook import FactoryCodebook
 from index.factory_scanning import FactoryScanner
+from index.generation_files import AnyCodebook, read_codebook, structure_file
 from index.graph import Graph
 from index.graph_scanning import GraphScanner
 from index.list_scanning import ListScanner
@@ -24,7 +24,8 @@ from index.scalar_codebook import ScalarCodebook
 from index.scanning import SCANNED
 from index.segments import Segment
 from index.shortlist import Shortlist
-from index.storage import AnyCodebook, IndexDirectory
+from index.standardisation import Standardisation
+from index.storage import IndexDirectory
 from index.tailed import ScalarScanner, TailedScanner
 from index.untrusted import IndexFile
 
@@ -41,7 +42,7 @@ HEADER_BYTES = 1024
 def open_codebook(directory: IndexDirectory, codes: CodesRecord, k: int) -> AnyCodebook:
     """The codebook of a generation; raises CorruptIndexError where it is not one of the index's k, or of other codes
     than its manifest says."""
-    codebook = directory.codebook(codes)
+    codebook = read_codebook(directory, codes)
     found = codebook.width, codebook.dimensions, getattr(codebook, "code_bytes", codes.code_bytes)
     expected = SCANNED.width(k), codes.dimensions, codes.code_bytes
     if found != expected:
@@ -98,7 +99,7 @@ class OpenedCodes:
         else:
             codebook = open_codebook(directory, codes, manifest.k)
             start = structure.segments if structure is not None else len(segments)
-            file = directory.structure(structure) if structure is not None else None
+            file = structure_file(directory, structure) if structure is not None else None
             _require_room(directory, codes, segments, file)
             base = _scanner(codes, segments[:start], codebook, standardisation, threads, file)
         scanner = base

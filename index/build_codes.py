@@ -17,8 +17,8 @@ from index.codebook import Codebook
 from index.codes import Codes
 from index.codes_record import CodesRecord
 from index.documents import Numbers
-from index.manifest import SegmentEntry
 from index.records import FileEntry
+from index.segment_records import SegmentEntry
 from index.shortlist import Shortlist
 
 __all__ = ["Coded", "build_codes", "coded"]

@@ -20,14 +20,17 @@ from index.background import in_order
 from index.cores import available_cores, one_core_each
 from index.duplicates import read_ids
 from index.durable import Syncer
-from index.encoding import Encoding, Standardisation, encode_documents
+from index.encoding import Encoding, encode_documents
 from index.errors import InvalidGaussiansError, SourceError
 from index.gaussians import Gaussians
-from index.manifest import FORMAT_VERSION, OPTIONAL_FILES, SegmentEntry, SegmentManifest
+from index.manifest import FORMAT_VERSION
 from index.progress import Progress
 from index.records import FileEntry
-from index.segments import complete_segment, find_segment
+from index.segment_records import OPTIONAL_FILES, SegmentEntry, SegmentManifest
+from index.segment_writing import complete_segment
+from index.segments import find_segment
 from index.sources import DocumentSource
+from index.standardisation import Standardisation
 from index.vectors import write_vectors
 
 __all__ = ["DocumentFiles", "FlatForm", "NotEncodableError", "SegmentForm", "encode_segments"]

@@ -18,16 +18,18 @@ from index.codes import Codes
 from index.codes_record import CodesRecord
 from index.documents import GaussianStore, Numbers
 from index.durable import checksum, write_atomically
-from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
+from index.encoding import Encoding, encode_documents, encode_queries
 from index.errors import BuildError, CorruptIndexError, SourceError
 from index.gaussians import Gaussians
-from index.manifest import MeasuredRecall, SegmentEntry
+from index.manifest import MeasuredRecall
 from index.progress import Progress
 from index.projection import Projection
 from index.records import FileEntry
 from index.scanning import SCANNED
+from index.segment_records import SegmentEntry
 from index.sources import Corpus
 from index.staging import BuildPlan, Staging
+from index.standardisation import Standardisation
 from index.untrusted import IndexFile
 
 __all__ = [

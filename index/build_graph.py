@@ -11,7 +11,6 @@ from index.build_ladder import Ladder, steps
 from index.codes_record import CodesRecord, GraphRecord
 from index.documents import GaussianStore
 from index.durable import measure
-from index.encoding import Standardisation
 from index.gaussians import Gaussians
 from index.geometry import FisherGeometry
 from index.graph import Graph, GraphBuilder
@@ -19,6 +18,7 @@ from index.graph_scanning import GraphScanner
 from index.progress import Progress
 from index.records import FileEntry
 from index.scalar_codebook import ScalarCodebook
+from index.standardisation import Standardisation
 from index.untrusted import IndexFile
 
 __all__ = ["build_graph", "link_documents"]

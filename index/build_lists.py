@@ -19,12 +19,13 @@ from index.clustering import cluster, nearest_lists
 from index.codes_record import CodesRecord, ListsRecord
 from index.documents import GaussianStore
 from index.durable import checksum, write_atomically
-from index.encoding import Encoding, Standardisation, encode_queries
+from index.encoding import Encoding, encode_queries
 from index.errors import CorruptIndexError
 from index.list_scanning import ListScanner
 from index.lists import Lists
 from index.progress import Progress
 from index.records import FileEntry
+from index.standardisation import Standardisation
 from index.untrusted import IndexFile
 
 __all__ = ["build_lists", "put_into_lists"]

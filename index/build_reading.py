@@ -11,13 +11,14 @@ from pathlib import Path
 
 from index.build_options import AddOptions, TextOptions
 from index.cores import torch_on_one_core
+from index.document_writing import DocumentWriter
 from index.durable import Syncer
 from index.errors import BuildError
 from index.progress import Progress
 from index.records import FileEntry
 from index.rows import text_columns
 from index.sources import Columns, Corpus, DocumentSource, RejectedRows
-from index.staging import DocumentWriter, ReadSegment, Staging
+from index.staging import ReadSegment, Staging
 from index.storage import IndexDirectory
 from index.text.loading import load_encoder
 from index.text.protocol import Role, TextEncoder

@@ -22,15 +22,16 @@ from index.build_reading import read_segments
 from index.documents import GaussianStore
 from index.duplicates import require_unique_ids
 from index.durable import Syncer, SyncError, write_atomically, write_where_told
-from index.encoding import MomentAccumulator, Standardisation
 from index.errors import BuildError, CorruptIndexError, InvalidGaussiansError, SourceError
-from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SegmentEntry, SourceRecord, StandardisationRecord
+from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SourceRecord, StandardisationRecord
 from index.progress import Progress
+from index.rejected_rows import no_documents
 from index.retention import Retention
-from index.rows import no_documents
 from index.scanning import SCANNED
+from index.segment_records import SegmentEntry
 from index.sources import DocumentSource, RejectedRows, Stamps
 from index.staging import BuildPlan, ReadSegment, Staging
+from index.standardisation import MomentAccumulator, Standardisation
 from index.storage import IndexDirectory
 from index.writer import made_now
 

@@ -21,8 +21,8 @@ from index.allocation import Allocation
 from index.candidates import CandidateScorer
 from index.cores import available_cores
 from index.documents import GaussianStore, Numbers
-from index.encoding import Standardisation
 from index.gaussians import Gaussians
+from index.standardisation import Standardisation
 from index.streaming import StreamedScanner
 
 __all__ = ["Calibration", "CandidateModel", "HeldOut", "interval", "recalls"]

@@ -18,11 +18,12 @@ from index.documents import require_id
 from index.duplicates import read_ids, require_unique_ids
 from index.errors import BuildError, SourceError
 from index.maintenance import maintain
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.rebuilding import rebuild_index
 from index.records import ModelRecord
-from index.rows import no_documents
+from index.rejected_rows import no_documents
+from index.segment_records import SegmentEntry
 from index.sources import Corpus, RejectedRows
 from index.storage import IndexDirectory
 from index.text.checking import check_texts

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from index.encoding import Encoding, Standardisation, encode_documents, encode_queries
+from index.encoding import Encoding, encode_documents, encode_queries
 from index.gaussians import Gaussians
+from index.standardisation import Standardisation
 
 __all__ = ["cluster", "nearest_lists"]
 

@@ -18,11 +18,12 @@ from index.codebook import Codebook
 from index.codes import CodeIndex, Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import QueryFolder, Standardisation
+from index.encoding import QueryFolder
 from index.gaussians import Gaussians
 from index.projector import Vectors
 from index.selection import Selection
 from index.shortlist import Shortlist
+from index.standardisation import Standardisation
 from index.vectors import one_thread, set_threads
 
 __all__ = ["ApproximateScanner", "CodeScanner", "QueryCoder", "broadened", "by_query", "weighed"]

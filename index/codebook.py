@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from index.allocation import GROUP, Allocation
+from index.array_files import map_array, write_array
 from index.codes import (
     LEVELS,
     Centroids,
@@ -31,7 +32,6 @@ from index.projector import Projector, Vectors, padded_maps, require_ranges
 from index.records import FileEntry
 from index.scalar_codebook import ranges_that_do
 from index.scalar_codes import Ranges, bytes_of, scalar_codes
-from index.segments import map_array, write_array
 from index.tensors import Form
 from index.untrusted import IndexFile
 

@@ -17,14 +17,16 @@ from index.build_fit import sample_of
 from index.build_graph import link_documents
 from index.build_lists import put_into_lists
 from index.codes_record import CodesRecord, GraphRecord
+from index.document_writing import DocumentBatch
 from index.documents import GaussianStore, Numbers
 from index.durable import checksum, write_atomically
 from index.gaussians import Gaussians
+from index.generation_files import structure_file
 from index.lists import Lists
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.records import FileEntry
+from index.segment_records import SegmentEntry
 from index.segments import Segment, open_segment, verify_segment
-from index.staging import DocumentBatch
 from index.writer import IndexWriter
 
 __all__ = ["BATCH_ROWS", "compact", "due_merges", "live_batches", "live_rows", "merge", "rows_batch"]
@@ -124,7 +126,7 @@ def _restructured(
     if codes.lists is None:
         return codes
     path = directory.structures / f"{writer.segment_id(0)}.safetensors"
-    stored = directory.structure(codes.lists).contents(codes.lists.file.bytes)
+    stored = structure_file(directory, codes.lists).contents(codes.lists.file.bytes)
     centroids = Lists.from_bytes(stored).centroids
     members = put_into_lists(store, torch.from_numpy(centroids), standardisation, device, writer.progress)
     data = Lists(centroids, members).to_bytes()

@@ -9,11 +9,12 @@ import numpy as np
 from index.code_scanning import weighed
 from index.cores import available_cores
 from index.documents import Numbers
-from index.encoding import QueryFolder, Standardisation
+from index.encoding import QueryFolder
 from index.factory import FactoryIndex
 from index.factory_codebook import FactoryCodebook
 from index.gaussians import Gaussians
 from index.selection import Selection
+from index.standardisation import Standardisation
 from index.vectors import set_threads
 
 __all__ = ["FactoryScanner"]

@@ -10,23 +10,19 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from index.current import live
 from index.errors import CorruptIndexError, UnsupportedFormatError
-from index.holding import held
+from index.holding import held, pinned
+from index.layout import MANIFESTS, RECORDS, Layout
 from index.manifest import FORMAT_VERSION, Manifest
 from index.retention import Retention
 from index.untrusted import IndexFile, require_few_fields
 
-if TYPE_CHECKING:
-    from index.storage import IndexDirectory
+__all__ = ["MANIFEST_BYTES", "parse_manifest", "remove_unpublished", "tidy"]
 
-__all__ = ["MANIFESTS", "MANIFEST_BYTES", "RECORDS", "parse_manifest", "remove_unpublished", "tidy"]
-
-MANIFESTS, RECORDS = "[0-9]" * 8 + ".json", "[0-9]" * 8 + ".blake3"
-"""What the two files of a generation are called, in manifests/."""
 MANIFEST_BYTES = 1 << 24
 """More than a manifest that lists fifty thousand segments."""
 REMEMBERED = 1024
@@ -39,12 +35,12 @@ _DELETES = re.compile(r"\.?[0-9a-f]{12}-[0-9]{8}-[0-9]{5}-[0-9]{8}\.npy(\.tmp)?"
 _UNFINISHED = re.compile(r"\.[0-9]{8}(\.json|\.blake3)?\.tmp")
 
 
-def remove_unpublished(directory: "IndexDirectory") -> None:
+def remove_unpublished(layout: Layout) -> None:
     """Removes the manifests after the live one: those of writers that were killed before they could replace
     CURRENT."""
-    live = directory.live_generation()
-    for path in directory.manifests.glob(MANIFESTS):
-        if live is not None and int(path.stem) > live:
+    number, _ = live(layout)
+    for path in layout.manifests.glob(MANIFESTS):
+        if number is not None and int(path.stem) > number:
             _forget(path)
 
 
@@ -71,34 +67,34 @@ class _Generation:
         )
 
 
-def tidy(directory: "IndexDirectory", retention: Retention | None) -> None:
+def tidy(layout: Layout, retention: Retention | None) -> None:
     """Removes all generations but those that are kept, which without `retention` are all that have been live, and
     what none of these names."""
-    remove_unpublished(directory)
-    manifests = {int(path.stem): path for path in directory.manifests.glob(MANIFESTS)}
+    remove_unpublished(layout)
+    manifests = {int(path.stem): path for path in layout.manifests.glob(MANIFESTS)}
     readable = {number: _readable(path) for number, path in manifests.items()}
     kept = set(manifests)
     if retention is not None:
-        kept = retention.kept(readable, directory.pinned() | held(directory.pins))
+        kept = retention.kept(readable, pinned(layout.pins) | held(layout.pins))
     for number, path in manifests.items():
         if number not in kept:
             _forget(path)
-    for path in directory.manifests.glob(RECORDS):
+    for path in layout.manifests.glob(RECORDS):
         # Of the two names that were removed a power cut can leave either.
         if not path.with_suffix(".json").exists():
             path.unlink()
-    for folder in (directory.manifests, directory.pins):
+    for folder in (layout.manifests, layout.pins):
         # What killed writers left beside what they were writing.
         _remove_others(folder, _UNFINISHED, frozenset())
     generations = [generation for number, generation in readable.items() if number in kept and generation]
     if len(generations) < len(kept & manifests.keys()):
         # What an unreadable one needs is not known, and another release may be able to read it.
         return
-    _remove_others(directory.codebooks, _CODEBOOK, frozenset().union(*(each.codebooks for each in generations)))
-    _remove_others(directory.structures, _STRUCTURE, frozenset().union(*(each.structures for each in generations)))
-    _remove_others(directory.deletes, _DELETES, frozenset().union(*(each.deletes for each in generations)))
+    _remove_others(layout.codebooks, _CODEBOOK, frozenset().union(*(each.codebooks for each in generations)))
+    _remove_others(layout.structures, _STRUCTURE, frozenset().union(*(each.structures for each in generations)))
+    _remove_others(layout.deletes, _DELETES, frozenset().union(*(each.deletes for each in generations)))
     needed = frozenset[str]().union(*(each.segments for each in generations))
-    for folder in directory.segments.glob("*"):
+    for folder in layout.segments.glob("*"):
         # What is not called like a segment is not ours; what cannot be removed now is tried again next time.
         if folder.name not in needed and _SEGMENT.fullmatch(folder.name):
             shutil.rmtree(folder, ignore_errors=True)

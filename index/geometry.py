@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from index.encoding import Standardisation
 from index.gaussians import Gaussians
+from index.standardisation import Standardisation
 
 __all__ = ["FisherGeometry"]
 

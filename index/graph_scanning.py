@@ -8,11 +8,12 @@ import numpy as np
 from index.code_scanning import broadened, by_query, weighed
 from index.cores import available_cores
 from index.documents import Numbers
-from index.encoding import QueryFolder, Standardisation
+from index.encoding import QueryFolder
 from index.gaussians import Gaussians
 from index.graph import Graph
 from index.scalar_codebook import ScalarCodebook
 from index.selection import Selection
+from index.standardisation import Standardisation
 from index.vectors import one_thread, set_threads
 
 __all__ = ["GraphScanner"]

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from index.cores import available_cores
 from index.documents import GaussianStore, Numbers
-from index.encoding import Standardisation, encode_documents, encode_queries, negative_kl
+from index.encoding import encode_documents, encode_queries, negative_kl
 from index.errors import CorruptIndexError, InvalidGaussiansError
 from index.gaussians import Gaussians
 from index.projection import query_metric
 from index.scanning import SCANNED, Ceilings, Found, merge, piece
+from index.standardisation import Standardisation
 
 __all__ = ["HalfScanner", "bfloat16_is_faster"]
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["held", "hold"]
+__all__ = ["held", "hold", "pinned"]
 
+_PINNED = "[0-9]" * 8
 _HELD = "[0-9]" * 8 + "-*.held"
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -52,6 +53,11 @@ def held(pins: Path) -> set[int]:
             path.unlink(missing_ok=True)
             lock.release()
     return numbers
+
+
+def pinned(pins: Path) -> set[int]:
+    """The numbers of the generations that are to be kept, whoever looks at them, until they are unpinned."""
+    return {int(path.name) for path in pins.glob(_PINNED)}
 
 
 def _locked(path: Path) -> FileLock:

@@ -13,12 +13,13 @@ from index.codebook import Codebook
 from index.codes import Codes
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import QueryFolder, Standardisation
+from index.encoding import QueryFolder
 from index.gaussians import Gaussians
 from index.list_codes import CodeLists
 from index.lists import Lists
 from index.selection import Selection
 from index.shortlist import Shortlist
+from index.standardisation import Standardisation
 from index.vectors import one_thread, set_threads
 
 __all__ = ["ListScanner"]

@@ -1,8 +1,8 @@
-"""What the JSON files of an index directory say, checked on reading: the manifest of a generation and of a segment.
+"""What the manifest of a generation says, checked on reading.
 
-Both refuse unknown fields, so that a file from a newer release is an error and not a half-understood index. They form
-a chain: CURRENT holds the checksum of the manifest, the manifest that of each segment.json, and segment.json that of
-each file of the segment.
+Unknown fields are refused, so that a file from a newer release is an error and not a half-understood index. Files form
+a chain: CURRENT holds the checksum of the manifest, the manifest that of each segment.json (index.segment_records), and
+segment.json that of each file of the segment.
 """
 
 import datetime
@@ -14,32 +14,20 @@ import torch
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from index.codes_record import CodesRecord, GraphRecord, ListsRecord
-from index.encoding import Encoding, Standardisation
+from index.encoding import Encoding
 from index.gaussians import MAX_DIMENSIONS
-from index.records import (
-    Blake3,
-    Digest,
-    Dimensions,
-    FileEntry,
-    ModelRecord,
-    NonNegativeInt,
-    PositiveInt,
-    SegmentId,
-    Share,
-    Strict,
-)
+from index.records import Blake3, Digest, Dimensions, ModelRecord, NonNegativeInt, PositiveInt, Share, Strict
+from index.segment_records import SegmentEntry
+from index.standardisation import Standardisation
 
 __all__ = [
     "FORMAT_VERSION",
     "AppliedRequest",
     "BuildSettings",
-    "DeletesRecord",
     "DriftRecord",
     "IndexKind",
     "Manifest",
     "MeasuredRecall",
-    "SegmentEntry",
-    "SegmentManifest",
     "SourceRecord",
 ]
 
@@ -54,8 +42,6 @@ LITTLE_ELSE: Final = 1 << 20
 # Of Gaussians that float32 holds, so that squares and quotients of them fit into float64.
 Shift = Annotated[FiniteFloat, Field(ge=-1e39, le=1e39)]
 Scale = Annotated[FiniteFloat, Field(ge=1e-24, le=1e39)]
-SEGMENT_FILES = frozenset({"vectors.faiss", "gaussians.npy", "ids.arrow"})
-OPTIONAL_FILES = frozenset({"payload.arrow", "projected.npy"})
 
 
 class IndexKind(StrEnum):
@@ -70,56 +56,8 @@ class IndexKind(StrEnum):
     """One of the others, as the build decides: of no index that is there."""
 
 
-class SegmentManifest(Strict):
-    """segment.json: what one segment holds. `max_norm` is the largest L2 norm of its document vectors.
-
-    `codebook` is the checksum of the codebook whose codes vectors.faiss holds; without one it holds the vectors.
-    """
-
-    format_version: Literal[3]
-    id: SegmentId
-    documents: PositiveInt
-    k: Dimensions
-    encoding: Annotated[Encoding, Field(strict=False)]
-    max_norm: Annotated[FiniteFloat, Field(ge=0)]
-    codebook: Blake3 | None = None
-    files: dict[str, FileEntry]
-
-    @model_validator(mode="after")
-    def _files_are_known(self) -> Self:
-        if set(self.files) - OPTIONAL_FILES != SEGMENT_FILES:
-            raise ValueError(f"files must be {sorted(SEGMENT_FILES)}, and may be {sorted(OPTIONAL_FILES)}")
-        return self
-
-
-class DeletesRecord(Strict):
-    """The rows of a segment that are no documents any more: `name` is that of their file in deletes/."""
-
-    name: Annotated[str, Field(pattern=r"^[0-9a-f]{12}-[0-9]{8}-[0-9]{5}-[0-9]{8}\.npy$")]
-    file: FileEntry
-    rows: PositiveInt
-
-
-class SegmentEntry(Strict):
-    """A segment as its index refers to it; `blake3` is that of its segment.json, `bytes` the sum of its files.
-
-    `documents` counts its rows, of which those that `deletes` lists are gone.
-    """
-
-    id: SegmentId
-    documents: PositiveInt
-    bytes: PositiveInt
-    blake3: Blake3
-    deletes: DeletesRecord | None = None
-
-    @property
-    def live(self) -> int:
-        """How many documents there are."""
-        return self.documents - (self.deletes.rows if self.deletes is not None else 0)
-
-
 class StandardisationRecord(Strict):
-    """Shift and scale per latent dimension; see index.encoding."""
+    """Shift and scale per latent dimension; see index.standardisation."""
 
     shift: Annotated[list[Shift], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]
     scale: Annotated[list[Scale], Field(max_length=MAX_DIMENSIONS, fail_fast=True)]

@@ -9,11 +9,13 @@ import torch
 from index.approximate import OpenedCodes, tail_starts
 from index.documents import DocumentStore, GaussianStore
 from index.errors import CorruptIndexError
+from index.generation_files import deleted_rows, open_segments
 from index.half_scanning import HalfScanner, bfloat16_is_faster
 from index.interface import Precision
-from index.manifest import Manifest, SegmentEntry
+from index.manifest import Manifest
 from index.memory import require_memory
 from index.scanning import Scanner
+from index.segment_records import SegmentEntry
 from index.segments import Segment
 from index.selection import Selector
 from index.storage import IndexDirectory
@@ -82,8 +84,8 @@ class OpenedIndex:
         opened = {entry.blake3: each for entry, each in known.entries()} if known is not None else {}
         new = [entry for entry in manifest.segments if entry.blake3 not in opened]
         require_memory(manifest, directory.path, how.device, rows=sum(entry.documents for entry in new))
-        segments = directory.open_segments(manifest, verify=verify, known=opened)
-        store = DocumentStore(segments, [directory.deleted_rows(entry) for entry in manifest.segments])
+        segments = open_segments(directory, manifest, verify=verify, known=opened)
+        store = DocumentStore(segments, [deleted_rows(directory, entry) for entry in manifest.segments])
         selector = Selector(segments, store.deleted)
         if manifest.codes is None:
             exact, half = _flat(how, manifest, segments, known, verify=verify)

@@ -17,6 +17,7 @@ from index.documents import Numbers
 from index.durable import checksum
 from index.errors import BuildError, SourceError
 from index.formats import is_of_texts
+from index.generation_files import deleted_rows, open_segments
 from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.rows import Columns
@@ -36,8 +37,8 @@ class IndexedDocuments:
     def __init__(self, directory: IndexDirectory, manifest: Manifest) -> None:
         """Raises CorruptIndexError unless every byte of them is in order: what is damaged must not be built in."""
         directory.verify_contents(manifest)
-        self._segments: list[Segment] = directory.open_segments(manifest, verify=False)
-        self._deleted: list[Numbers] = [directory.deleted_rows(entry) for entry in manifest.segments]
+        self._segments: list[Segment] = open_segments(directory, manifest, verify=False)
+        self._deleted: list[Numbers] = [deleted_rows(directory, entry) for entry in manifest.segments]
         self.files: tuple[Path, ...] = tuple(segment.folder for segment in self._segments)
 
     def stamps(self) -> Stamps:

@@ -1,42 +1,36 @@
-"""Rows of a corpus on their way from a reader to the index: as read, as checked, and as rejected."""
+"""Rows of a corpus on their way from a reader to the index: as read, as checked, and what is wrong with them."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
-import orjson
 import pyarrow as pa
-from blake3 import blake3
 
-from index.durable import naming
 from index.errors import InvalidOptionError, SourceError
 from index.gaussians import Gaussians
-from index.records import FileEntry
 
 __all__ = [
+    "SHOWN",
     "Columns",
     "RawBatch",
-    "RejectedRows",
     "RowDefect",
     "SourceBatch",
     "TextColumns",
     "VarianceAs",
     "base_suffix",
     "no_column",
-    "no_documents",
     "place",
+    "shown",
     "text_columns",
 ]
 
-_SHOWN: Final = 80
+SHOWN: Final = 80
+"""Characters of a value that a message shows."""
 
 _SHOWN_NAMES: Final = 40
-
-_READ_BYTES: Final = 1 << 20
 
 _LINE_SUFFIXES: Final = frozenset({".jsonl", ".ndjson", ".tsv"})
 
@@ -185,7 +179,7 @@ class RowDefect:
         if self.names is not None and self.column is not None:
             return f"{place(file, self.row)}: {no_column(self.column, self.names, self.columns)}"
         column = "" if self.column is None else f", column {self.column!r}"
-        return f"{place(file, self.row)}{column}: {self.reason} (the value is {_shown(self.value)})"
+        return f"{place(file, self.row)}{column}: {self.reason} (the value is {shown(self.value)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,22 +199,13 @@ class RawBatch:
 
 def no_column(name: str, names: Sequence[str], columns: "Columns | TextColumns") -> str:
     """What is said where a file has columns of these names, and not this one of those that it needs."""
-    shown = [repr(other[:_SHOWN]) for other in names[:_SHOWN_NAMES]] + ["..."] * (len(names) > _SHOWN_NAMES)
+    listed = [repr(other[:SHOWN]) for other in names[:_SHOWN_NAMES]] + ["..."] * (len(names) > _SHOWN_NAMES)
     remedy = "id, mean and variance (--id-column, --mean-column, --variance-column)"
     if not columns.vectors:
         remedy = "id and text (--id-column, --text-column)"
     elif "text" in names:
         remedy += ", or which model is to make Gaussians of its texts (--model)"
-    return f"there is no column {name!r}; it has {', '.join(shown) or 'none'}. Say which columns hold {remedy}"
-
-
-def no_documents(files: Sequence[Path], rejected: "RejectedRows | None", listed: Path) -> SourceError:
-    """The error for sources without a good row. `listed` is where the user finds the rows that were left out."""
-    where = ", ".join(map(str, files))
-    if rejected is None or not rejected.count:
-        return SourceError(f"there are no documents in {where}")
-    left_out = f"all {rejected.count:,} rows of {where} were" if rejected.count > 1 else f"the only row of {where} was"
-    return SourceError(f"{left_out} left out, which {listed} lists. The first: {rejected.first}")
+    return f"there is no column {name!r}; it has {', '.join(listed) or 'none'}. Say which columns hold {remedy}"
 
 
 def place(file: Path, row: int) -> str:
@@ -236,77 +221,9 @@ def base_suffix(file: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-class RejectedRows:
-    """A file that takes the rows left out of a build, one JSON object a line: file, row, column, value, reason.
-
-    A context manager. Appends, and hands each line to the system at once, so that a build that dies has said what it
-    left out; whoever resumes it cuts off what it rejected after the last segment it kept. `count` and `first`, the
-    first of them in words, are of this run, `entry` is of the whole file. Entering raises OSError where the path cannot
-    be written.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.count = 0
-        self.first: str | None = None
-        self._file: BinaryIO | None = None
-        self._hash, self._bytes = blake3(), 0
-
-    def __enter__(self) -> "RejectedRows":
-        self._file = self.path.open("a+b", buffering=0)
-        self._file.seek(0)
-        self._hash, self._bytes = blake3(), 0
-        while earlier := self._file.read(_READ_BYTES):
-            self._hash.update(earlier)
-            self._bytes += len(earlier)
-        return self
-
-    @property
-    def entry(self) -> FileEntry:
-        """Size and checksum of the file."""
-        return FileEntry(bytes=self._bytes, blake3=self._hash.hexdigest())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def add(self, file: Path, defect: RowDefect) -> None:
-        """Writes one rejected row. Raises ValueError outside the `with` block."""
-        if self._file is None:
-            raise ValueError("rejected rows are written inside the `with` block only")
-        line = {
-            # File names that are not UTF-8 cannot go into JSON as they are.
-            "file": str(file).encode("utf-8", "replace").decode(),
-            "row": defect.row,
-            "column": defect.column,
-            "value": _json_value(defect.value),
-            "reason": defect.reason,
-        }
-        written = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        with naming(self.path):
-            # An unbuffered file takes what there is room for, and says how much; for the rest there is an error.
-            left = memoryview(written)
-            while left:
-                left = left[self._file.write(left) :]
-        self._hash.update(written)
-        self._bytes += len(written)
-        self.count += 1
-        self.first = self.first or defect.describe(file)
-
-
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of a source as messages show it."""
     if value is None:
         return "null"
-    text = repr(value[:_SHOWN] if isinstance(value, str | list) else value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-def _json_value(value: object) -> object:
-    if isinstance(value, float):
-        return value if np.isfinite(value) else str(value)
-    if isinstance(value, str):
-        return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
-    return value if value is None or isinstance(value, bool | int) else _shown(value)
+    text = repr(value[:SHOWN] if isinstance(value, str | list) else value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

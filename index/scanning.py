@@ -12,11 +12,12 @@ import torch
 
 from index.cores import available_cores, torch_on_one_core
 from index.documents import Numbers
-from index.encoding import Encoding, Standardisation, encode_queries, inner_product_error, negative_kl
+from index.encoding import Encoding, encode_queries, inner_product_error, negative_kl
 from index.gaussians import Gaussians
 from index.manifest import Manifest
 from index.segments import Segment
 from index.selection import Mask
+from index.standardisation import Standardisation
 from index.vectors import BLAS_QUERIES, FlatVectors, gpu_resources, matrix_products, one_thread, set_threads
 
 __all__ = ["SCANNED", "Ceilings", "Found", "Scanner", "ceilings", "merge", "piece"]

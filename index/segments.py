@@ -1,4 +1,4 @@
-"""One segment of an index: the unit of building, adding and searching. Its files, written and read.
+"""One segment of an index, the unit of building, adding and searching: its files, opened and checked.
 
 segments/<id>/
   vectors.faiss     the encoded documents, as FAISS writes an IndexFlatIP, or their codes
@@ -6,13 +6,12 @@ segments/<id>/
   projected.npy     uint8 (n, any): projected vectors of 8 or 16 bits a number, memory-mapped, where codes are scanned
   ids.arrow         id (string) and order (uint32: row numbers in ascending order of id)
   payload.arrow     the source's other columns; absent where there are none
-  segment.json      index.manifest.SegmentManifest: counts, sizes and BLAKE3 checksums of the files above
+  segment.json      index.segment_records.SegmentManifest: counts, sizes and BLAKE3 checksums of the files above
+
+index.segment_writing makes them.
 """
 
-import contextlib
 import dataclasses
-import io
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,45 +23,27 @@ import pyarrow.compute as pc
 import torch
 from pydantic import ValidationError
 
+from index.array_files import map_array
 from index.arrow_files import map_table, require_valid
-from index.durable import checksum, checksummed, measure, naming, write_atomically
+from index.durable import checksum
 from index.errors import CorruptIndexError
-from index.gaussians import Gaussians, find_defects
-from index.manifest import SegmentEntry, SegmentManifest
+from index.gaussians import find_defects
 from index.payload import payload_rows
-from index.records import FileEntry
+from index.segment_records import SegmentEntry, SegmentManifest
 from index.untrusted import IndexFile
 
 __all__ = [
-    "GaussiansWriter",
     "Segment",
-    "complete_segment",
     "find_segment",
-    "map_array",
     "open_segment",
-    "read_rows",
     "read_segment_manifest",
-    "rows_to_bytes",
     "verify_segment",
-    "write_array",
-    "write_ids",
-    "write_payload",
 ]
 
-WRITTEN_BYTES = 1 << 20
-"""Gaussians put side by side, hashed and written at a time: as much as stays in a core's cache."""
-RESERVED_BYTES = 1 << 25
-"""How much room a file takes on the disk at a time, before it is written to, which then takes half the time: no more,
-because a corpus may end long before a segment is full."""
 MANIFEST_BYTES = 1 << 16
 """More than any segment.json has."""
-HEADER_BYTES = 256
-"""More than NumPy writes before an array of two dimensions."""
-_ARRAY = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<size>..)"
-    rb"\{'descr': '(?P<items>[!-&(-~]+)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
-    re.DOTALL,
-)
+CHECKED_BYTES = 1 << 20
+"""Gaussians checked at a time: as much as stays in a core's cache."""
 ORDERED_ROWS = 1 << 20
 """Ids compared at a time."""
 
@@ -128,103 +109,18 @@ class Segment:
         return None
 
 
-class GaussiansWriter:
-    """Writes gaussians.npy, float32 (n, 2k), means | variances, in batches of any size.
-
-    Its first bytes say how many there are: `expected`, which `finish` corrects where there were fewer or more.
-    """
-
-    def __init__(self, path: Path, expected: int, k: int) -> None:
-        self._path, self._expected, self._written = path, expected, 0
-        self._side_by_side = np.empty((max(1, WRITTEN_BYTES // (8 * k)), 2 * k), dtype="<f4")
-        self._open = contextlib.ExitStack()
-        self._file = self._open.enter_context(checksummed(path))
-        header = self._header(expected)
-        self._reserved, self._expected_bytes = 0, len(header) + expected * self._side_by_side[0].nbytes
-        self._file.write(header)
-
-    def write(self, gaussians: Gaussians) -> None:
-        """Appends a batch of the same k."""
-        k = gaussians.k
-        self._reserve(len(gaussians))
-        for part in gaussians.chunks(len(self._side_by_side)):
-            block = self._side_by_side[: len(part)]
-            block[:, :k], block[:, k:] = part.means.cpu().numpy(), part.variances.cpu().numpy()
-            self._file.write(block.data)
-        self._written += len(gaussians)
-
-    def finish(self) -> FileEntry:
-        """Closes the file and returns its entry."""
-        self.close()
-        if self._written == self._expected:
-            return self._file.entry
-        with naming(self._path), self._path.open("r+b") as file:
-            file.write(self._header(self._written))
-            file.truncate(self._file.entry.bytes)
-        return measure(self._path)
-
-    def close(self) -> None:
-        """Closes the file, whole or not."""
-        self._open.close()
-
-    def _reserve(self, rows: int) -> None:
-        """Takes room for so many more rows and some after them, up to the file's expected size."""
-        wanted = self._file.entry.bytes + rows * self._side_by_side[0].nbytes
-        if wanted > self._reserved:
-            self._reserved = min(wanted + RESERVED_BYTES, self._expected_bytes)
-            self._file.reserve(self._reserved)
-
-    def _header(self, rows: int) -> bytes:
-        # Of one length whatever `rows` is: NumPy leaves room for an array to grow.
-        header = io.BytesIO()
-        shape = (rows, self._side_by_side.shape[1])
-        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        return header.getvalue()
-
-
-def write_ids(path: Path, ids: pa.Array) -> FileEntry:
-    """Writes ids and their ascending order (by UTF-8 bytes, which is the order of Python's strings)."""
-    order = pc.sort_indices(ids).cast(pa.uint32())
-    return write_payload(path, pa.table({"id": ids, "order": order}))
-
-
-def write_payload(path: Path, table: pa.Table) -> FileEntry:
-    """Writes a table as an Arrow IPC file of as few record batches as possible, so that rows are found fast."""
-    table = pa.table([_compact(column) for column in table.combine_chunks().columns], schema=table.schema)
-    with checksummed(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-        writer.write_table(table)
-    return file.entry
-
-
-def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A copy whose bytes depend on its values alone, and not on the batches that they were read in: a build that was
-    resumed reads in others, and must write the same file."""
-    return pa.chunked_array([chunk.take(pa.array(np.arange(len(chunk)))) for chunk in column.chunks], column.type)
-
-
-def complete_segment(folder: Path, manifest: SegmentManifest) -> SegmentEntry:
-    """Writes segment.json, the last file of a segment, and returns the segment's entry for an index's manifest."""
-    data = (manifest.model_dump_json(indent=2) + "\n").encode()
-    write_atomically(folder / "segment.json", data, synced=False)
-    return _entry(manifest, data)
-
-
 def find_segment(folder: Path, documents: int, codebook: str | None) -> SegmentEntry | None:
     """The entry of a segment that an interrupted build completed, with the codebook of that checksum if any: None where
     it is not there, not whole or another."""
     try:
         data = IndexFile(folder / "segment.json", folders=2).contents(MANIFEST_BYTES)
         manifest = SegmentManifest.model_validate_json(data)
-        entry = _entry(manifest, data)
+        entry = manifest.entry(checksum(data))
         verify_segment(folder, entry)
     except (ValidationError, CorruptIndexError):
         return None
     is_it = (manifest.id, manifest.documents, manifest.codebook) == (folder.name, documents, codebook)
     return entry if is_it else None
-
-
-def _entry(manifest: SegmentManifest, data: bytes) -> SegmentEntry:
-    return SegmentEntry(id=manifest.id, documents=manifest.documents, bytes=_size(manifest), blake3=checksum(data))
 
 
 def verify_segment(folder: Path, entry: SegmentEntry) -> SegmentManifest:
@@ -275,13 +171,9 @@ def read_segment_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
         manifest = SegmentManifest.model_validate_json(data)
     except ValidationError as error:
         raise CorruptIndexError(f"{path}: {error.errors()[0]['msg']}") from error
-    if (manifest.id, manifest.documents, _size(manifest)) != (entry.id, entry.documents, entry.bytes):
+    if (manifest.id, manifest.documents, manifest.size) != (entry.id, entry.documents, entry.bytes):
         raise CorruptIndexError(f"{path} describes another segment than the index's manifest expects")
     return manifest
-
-
-def _size(manifest: SegmentManifest) -> int:
-    return sum(file.bytes for file in manifest.files.values())
 
 
 def _checked_order(path: Path, ids: pa.Table) -> npt.NDArray[np.uint32]:
@@ -311,63 +203,9 @@ def _described(schema: pa.Schema) -> str:
 def _require_gaussians(path: Path, gaussians: npt.NDArray[np.float32]) -> None:
     """Raises CorruptIndexError naming the first row (n, 2k) that is no Gaussian."""
     k = gaussians.shape[1] // 2
-    step = max(1, WRITTEN_BYTES // (8 * k))
+    step = max(1, CHECKED_BYTES // (8 * k))
     for start in range(0, len(gaussians), step):
         # Copied, for torch takes no memory that it must not write to.
         block = torch.from_numpy(np.array(gaussians[start : start + step]))
         for defect in find_defects(block[:, :k], block[:, k:], limit=1):
             raise CorruptIndexError(f"{path}: {dataclasses.replace(defect, row=start + defect.row)}")
-
-
-def write_array(path: Path, array: npt.NDArray[Any]) -> FileEntry:
-    """Writes an array as NumPy does."""
-    with checksummed(path) as file:
-        np.save(file, array, allow_pickle=False)
-    return file.entry
-
-
-def map_array(
-    file: IndexFile, dtype: np.dtype[Any], rows: int, columns: int, *, verify: bool = False
-) -> npt.NDArray[Any]:
-    """Maps a file of NumPy's, after reading all of it if `verify`; raises CorruptIndexError where it is not an array of
-    that kind and shape."""
-    with file.open() as opened:
-        if verify:
-            opened.verify()
-        mapped = opened.map()
-    found, shape, start = _array_header(file.path, mapped)
-    if found != dtype.str or shape != (rows, columns):
-        raise CorruptIndexError(f"{file.path} holds {found} {shape}, not {dtype.str} {(rows, columns)}")
-    if start % dtype.alignment or len(mapped) != start + rows * columns * dtype.itemsize:
-        raise CorruptIndexError(f"{file.path} has {len(mapped)} bytes, which are not those of {dtype.str} {shape}")
-    return np.frombuffer(mapped, dtype, rows * columns, start).reshape(rows, columns)
-
-
-def rows_to_bytes(rows: npt.NDArray[np.int64]) -> bytes:
-    """Row numbers, ascending, as a file of NumPy's: uint32."""
-    file = io.BytesIO()
-    np.save(file, rows.astype("<u4"), allow_pickle=False)
-    return file.getvalue()
-
-
-def read_rows(path: Path, data: bytes) -> npt.NDArray[np.int64]:
-    """What `rows_to_bytes` made, out of a file; raises CorruptIndexError for anything else."""
-    found, shape, start = _array_header(path, memoryview(data))
-    if found != "<u4" or len(shape) != 1 or len(data) != start + 4 * shape[0]:
-        raise CorruptIndexError(f"{path} holds {found} {shape}, not a list of row numbers")
-    rows: npt.NDArray[np.int64] = np.frombuffer(data, "<u4", shape[0], start).astype(np.int64)
-    if (np.diff(rows) <= 0).any():
-        raise CorruptIndexError(f"{path} lists row numbers that do not ascend")
-    return rows
-
-
-def _array_header(path: Path, mapped: memoryview) -> tuple[str, tuple[int, ...], int]:
-    """What a file of NumPy's says that it holds, row by row, and where that begins; CorruptIndexError where it is none.
-
-    In the one form in which NumPy writes it. NumPy itself reads it as Python, which fails in more ways than one."""
-    head = bytes(mapped[:HEADER_BYTES])
-    match = _ARRAY.match(head)
-    if match is None or match.end() != 10 + int.from_bytes(match["size"], "little"):
-        raise CorruptIndexError(f"{path} is not an array, written row by row as NumPy does")
-    shape = tuple(int(size) for size in match["shape"].decode().split(",") if size.strip())
-    return match["items"].decode(), shape, match.end()

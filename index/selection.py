@@ -4,7 +4,7 @@ Where they are few of all, the float32 scan looks at these alone. No other scan 
 what may not be found is dropped. So that about as many are left as were wanted, `Selection.spread` says how many more,
 by the share of the documents that may be found. Where those that may are unlike the query they are rarer among what it
 finds, and it is asked again, for four times as many (`widened`). Where a scan would take longer than scoring all that
-may be found, that is done instead (`ScanCost`).
+may be found, that is done instead (index.scan_cost).
 """
 
 import math
@@ -24,7 +24,7 @@ from index.durable import checksum
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.segments import Segment
 
-__all__ = ["DocumentFilter", "Mask", "ScanCost", "Selection", "Selector", "packed"]
+__all__ = ["DocumentFilter", "Mask", "Selection", "Selector", "packed"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -33,8 +33,6 @@ SPARSE = 0.3
 """The share of documents up to which copying them and scanning the copies takes less time than scanning all."""
 SURPLUS = 1.25
 """How many more than the share says: it holds on average, and half of the scans would find too few."""
-FEW = 300
-"""Documents that are scored in the time that a search takes besides."""
 KEPT = 64
 """Filters whose documents are remembered, of each segment and of all: a megabyte each, for a million."""
 
@@ -101,27 +99,6 @@ class Selection:
         order that they had; -1 fills a row."""
         allowed = self.allowed[np.maximum(numbers, 0)] & (numbers >= 0)
         return packed(np.where(allowed, numbers, -1))
-
-
-@dataclass(frozen=True, slots=True)
-class ScanCost:
-    """What a scan does in the time in which one document is scored exactly, of one query on one core: it looks at
-    `documents`, or finds `found` of those that it is asked for. Up to `shared` queries are looked for in the time that
-    one of them takes. `besides` documents are scored in the time that it takes whatever it looks at."""
-
-    documents: float
-    found: float
-    shared: int = 1
-    besides: int = FEW
-
-    def exceeds_scoring(
-        self, selection: Selection, found: int, *, among: int | None = None, queries: int = 1, threads: int = 1
-    ) -> bool:
-        """Whether a scan `among` so many documents, all if not set, that is to find so many of them takes longer than
-        scoring all that are selected, which one thread does, a query at a time."""
-        documents = len(selection.allowed) if among is None else among
-        looked_at = documents / (self.documents * threads * min(queries, self.shared))
-        return selection.count <= self.besides + looked_at + found / self.found
 
 
 def packed(numbers: Numbers) -> Numbers:

@@ -26,8 +26,9 @@ from index.errors import InvalidOptionError, SourceError
 from index.formats import SUFFIXES, TEXT_SUFFIXES, read
 from index.labels import labelled_model, require_role
 from index.records import ModelRecord
+from index.rejected_rows import RejectedRows
 from index.row_checks import RowChecker, id_column
-from index.rows import Columns, RawBatch, RejectedRows, RowDefect, SourceBatch, TextColumns, VarianceAs, place
+from index.rows import Columns, RawBatch, RowDefect, SourceBatch, TextColumns, VarianceAs, place
 from index.source_files import files_of
 from index.text.protocol import Role
 from index.text.rows import MADE, NoEncoder, TextSource

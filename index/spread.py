@@ -9,6 +9,7 @@ import numpy.typing as npt
 from index.compaction import BATCH_ROWS, live_rows
 from index.errors import InvalidInputError
 from index.gaussians import Gaussians
+from index.generation_files import deleted_rows, open_segments
 from index.holding import hold
 from index.manifest import Manifest
 from index.storage import IndexDirectory
@@ -55,8 +56,8 @@ def _sampled(
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Norms of means, and variances, of every step-th document, batch by batch."""
     passed = 0
-    for segment, entry in zip(directory.open_segments(manifest, verify=False), manifest.segments, strict=True):
-        rows = live_rows(segment, directory.deleted_rows(entry))
+    for segment, entry in zip(open_segments(directory, manifest, verify=False), manifest.segments, strict=True):
+        rows = live_rows(segment, deleted_rows(directory, entry))
         chosen = rows[-passed % step :: step]
         passed += len(rows)
         for start in range(0, len(chosen), BATCH_ROWS):

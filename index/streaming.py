@@ -14,10 +14,11 @@ import torch
 from index.background import in_order
 from index.cores import available_cores, torch_on_one_core
 from index.documents import GaussianStore, Numbers, Stop
-from index.encoding import Standardisation, encode_documents, encode_queries
+from index.encoding import encode_documents, encode_queries
 from index.errors import CorruptIndexError, InvalidGaussiansError, SearchStoppedError
 from index.gaussians import Gaussians
 from index.scanning import SCANNED, Ceilings, Found, ceilings, merge, piece
+from index.standardisation import Standardisation
 from index.vectors import best_products, matrix_products, set_threads
 
 __all__ = ["StreamedScanner"]

@@ -9,13 +9,14 @@ import numpy as np
 from index.code_scanning import ApproximateScanner, weighed
 from index.codes import Codes
 from index.documents import Numbers
-from index.encoding import QueryFolder, Standardisation
+from index.encoding import QueryFolder
 from index.gaussians import Gaussians
 from index.half_scanning import HalfScanner
 from index.scalar_codebook import ScalarCodebook
 from index.scalar_codes import scalar_index
 from index.scanning import Ceilings, Scanner
 from index.selection import Selection, packed
+from index.standardisation import Standardisation
 from index.vectors import one_thread
 
 __all__ = ["ScalarScanner", "TailedHalfScanner", "TailedScanner"]

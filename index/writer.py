@@ -23,18 +23,20 @@ import torch
 from index.approximate import open_codebook
 from index.build_encoding import FlatForm, SegmentForm, encode_segments
 from index.build_fit import CodesForm
+from index.document_writing import DocumentBatch, DocumentWriter, WrittenSegment
 from index.documents import Numbers
 from index.durable import Syncer
 from index.errors import InvalidGaussiansError, SourceError
+from index.generation_files import deleted_rows, open_segments, write_deleted_rows
 from index.generations import remove_unpublished
-from index.manifest import AppliedRequest, DriftRecord, Manifest, SegmentEntry
+from index.manifest import AppliedRequest, DriftRecord, Manifest
 from index.payload import read_text, unified
 from index.progress import Progress, SilentProgress
 from index.records import FileEntry
 from index.retention import Retention
+from index.segment_records import SegmentEntry
 from index.segments import Segment
 from index.sources import SourceBatch
-from index.staging import DocumentBatch, DocumentWriter, WrittenSegment
 from index.storage import IndexDirectory
 
 __all__ = ["IndexWriter", "made_now"]
@@ -78,8 +80,8 @@ class IndexWriter:
             for entry in self.manifest.segments
             if directory.segments / entry.id in by_folder
         }
-        self.segments = directory.open_segments(self.manifest, verify=False, known=opened)
-        self.deleted: list[Numbers] = [directory.deleted_rows(entry) for entry in self.manifest.segments]
+        self.segments = open_segments(directory, self.manifest, verify=False, known=opened)
+        self.deleted: list[Numbers] = [deleted_rows(directory, entry) for entry in self.manifest.segments]
         self._changed: set[int] = set()
         self._rewritten: set[int] = set()
         # Of those that hold documents: types that nothing has any more bind nobody.
@@ -218,7 +220,7 @@ class IndexWriter:
             )
             self._syncer.finish()
         kept = [
-            self.directory.write_deleted_rows(entry, self.deleted[place], self.generation)
+            write_deleted_rows(self.directory, entry, self.deleted[place], self.generation)
             if place in self._changed
             else entry
             for place, entry in enumerate(self.manifest.segments)

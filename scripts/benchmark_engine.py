@@ -28,6 +28,7 @@ from index import (
     encode_documents,
     encode_queries,
 )
+from index.generation_files import open_segments
 from index.scanning import SCANNED
 
 TOP_K = 10
@@ -135,7 +136,7 @@ def flat_index(directory: IndexDirectory, queries: Gaussians) -> tuple[Any, npt.
     """One IndexFlatIP of an index's own document vectors, and the vectors of the queries."""
     manifest = directory.manifest()
     flat = faiss.IndexFlatIP(manifest.encoding.width(manifest.k))
-    for segment in directory.open_segments(manifest, verify=False):
+    for segment in open_segments(directory, manifest, verify=False):
         vectors: Any = faiss.read_index(str(segment.vectors_file))
         flat.add(faiss.rev_swig_ptr(vectors.get_xb(), vectors.ntotal * vectors.d).reshape(vectors.ntotal, vectors.d))
     return flat, encode_queries(queries, manifest.encoding, manifest.standardisation.restore()).numpy()

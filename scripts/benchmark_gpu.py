@@ -92,7 +92,7 @@ def _scanning(searcher: LocalSearcher, queries: Gaussians, batch: int) -> Conten
     )
 
     def scan() -> int:
-        searcher._exact.scan(next(asked), CANDIDATES)
+        searcher._opened.exact.scan(next(asked), CANDIDATES)
         return batch
 
     return repeating(scan)

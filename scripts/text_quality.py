@@ -195,7 +195,7 @@ def measured(bench: Bench, models: dict[str, str], seconds: float, rounds: int) 
         for name, model in models.items():
             if name != POOLED:
                 yield from bench.cosine(f"{name}, {COSINE} of the means", model)
-            for kind in KINDS:
+            for kind in KINDS[:1] if name == POINTS else KINDS:
                 yield from bench.index(name, model, kind, Path(folder))
         yield from bench.speed(seconds, rounds)
         yield from encoding_speed(models, bench.corpus.documents.texts, seconds, rounds)
@@ -210,7 +210,7 @@ def main(
     by_k: Annotated[str, typer.Option(help="Measure these heads alone, apart by commas, on kind flat.")] = "",
     split: Annotated[str, typer.Option(help="Split that is measured.")] = "test",
     given: Annotated[str, typer.Option(help="Split whose queries builds are given.")] = "validation",
-    seconds: Annotated[float, typer.Option(help="For each contender in speed.")] = 4.0,
+    seconds: Annotated[float, typer.Option(help="For each contender in speed.")] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, help="Of taking turns.")] = 9,
     precision: Annotated[TextPrecision, typer.Option(help="What models compute in.")] = TextPrecision.AUTO,
     cache: Annotated[Path, typer.Option(help="Folder for what has been encoded.")] = CACHE,

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from index import GaussearchError, IndexDirectory, WriteOptions
 from index.build_encoding import NotEncodableError
+from index.document_writing import DocumentBatch
 from index.errors import IndexDirectoryError, IndexLockedError, ModelMismatchError, NotSyncedError, SourceError
 from index.manifest import AppliedRequest
-from index.staging import DocumentBatch
 from index.writer import IndexWriter
 from service.jobs import Job, hand_over
 from service.live_index import LiveIndex

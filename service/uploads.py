@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 
 from index import Gaussians, Manifest
+from index.document_writing import DocumentBatch
 from index.encoding import encode_documents
 from index.row_checks import MAX_ID_BYTES
-from index.staging import DocumentBatch
 from service.problems import InvalidRequestError
 from service.schemas import DocumentBody
 

@@ -33,6 +33,7 @@ from index import restore as restore_backup
 from index.documents import DocumentStore
 from index.drift import rebuild_reason
 from index.errors import DocumentNotFoundError, SourceError
+from index.generation_files import deleted_rows, open_segments
 from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.files import contents_of
 from service.options import with_options
@@ -249,8 +250,8 @@ def _ids_apart(directory: IndexDirectory, together: str) -> list[str]:
     if len(parts) == 1 or not all(parts):
         return []
     manifest = directory.manifest()
-    deleted = [directory.deleted_rows(entry) for entry in manifest.segments]
-    documents = DocumentStore(directory.open_segments(manifest, verify=False), deleted)
+    deleted = [deleted_rows(directory, entry) for entry in manifest.segments]
+    documents = DocumentStore(open_segments(directory, manifest, verify=False), deleted)
     try:
         return [documents.find(part).id for part in parts]
     except DocumentNotFoundError:

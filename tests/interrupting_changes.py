@@ -25,11 +25,12 @@ import typer
 
 import index.changes
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
-from index.backup import back_up, restore
+from index.backup import back_up
 from index.build_options import AddOptions, CompactOptions, WriteOptions
 from index.changes import add_documents, compact_index, delete_documents, roll_back
 from index.maintenance import merge_due
 from index.manifest import IndexKind
+from index.restoring import restore
 from index.segments import read_segment_manifest
 from service.commands import errors
 from tests.conftest import random_gaussians, write_corpus

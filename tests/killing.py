@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from index import IndexDirectory
-from index.backup import back_up, restore
+from index.backup import back_up
+from index.restoring import restore
 from tests.faults import arm, in_a_fork
 
 

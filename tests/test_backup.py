@@ -11,7 +11,7 @@ import pytest
 
 from index import BuildOptions, IndexDirectory, LocalSearcher, build_index
 from index.archives import FolderWriter
-from index.backup import back_up, restore
+from index.backup import back_up
 from index.build_options import AddOptions, WriteOptions
 from index.changes import add_documents, delete_documents, roll_back
 from index.durable import checksum
@@ -24,6 +24,7 @@ from index.errors import (
     IndexNotFoundError,
 )
 from index.manifest import IndexKind
+from index.restoring import restore
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 from tests.mirror import Mirror
 from tests.programs import said_by

@@ -13,9 +13,10 @@ import pytest
 import zstandard
 
 from index import IndexDirectory
-from index.backup import back_up, restore
+from index.backup import back_up
 from index.durable import checksum
 from index.errors import BackupError, CorruptIndexError, UnsupportedFormatError
+from index.restoring import restore
 from tests.conftest import MakeIndex, random_gaussians
 
 Member = tuple[tarfile.TarInfo, bytes]

@@ -12,10 +12,10 @@ import torch
 
 import index.build_encoding
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index.document_writing import DocumentWriter
 from index.errors import SourceError
 from index.row_checks import RowChecker
 from index.sources import DEFAULT_BATCH_ROWS, SourceBatch
-from index.staging import DocumentWriter
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 from tests.rankings import assert_exact, assert_identical, exact_scores, ids_of
 

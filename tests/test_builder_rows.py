@@ -14,8 +14,8 @@ import pytest
 
 import index.build_run
 from index import BuildOptions, Corpus, IndexDirectory, LocalSearcher, build_index
+from index.document_writing import DocumentWriter
 from index.errors import BuildError, DuplicateIdError, SourceError
-from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
 from tests.serving import PATIENCE
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.changes
+import index.current
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, back_up, build_index, restore
 from index.build_options import AddOptions, CompactOptions, WriteOptions
 from index.changes import add_documents, compact_index, delete_documents, roll_back
@@ -325,7 +326,7 @@ def test_a_generation_that_was_never_live_is_none(small: Changing, monkeypatch: 
 
     small.delete(["d1"])
     with monkeypatch.context() as patch:
-        patch.setattr(index.storage, "write_atomically", die_before_current)
+        patch.setattr(index.current, "write_atomically", die_before_current)
         # As SIGKILL leaves it: nothing is tidied up.
         patch.setattr(IndexWriter, "_clear_away", lambda _: None)
         with pytest.raises(KeyboardInterrupt):

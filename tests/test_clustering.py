@@ -12,6 +12,7 @@ from index import Encoding, Gaussians, LocalSearcher, Standardisation, encode_do
 from index.clustering import cluster, nearest_lists
 from index.codes_record import CodesRecord, ListsRecord
 from index.errors import InvalidOptionError
+from index.generation_files import structure_file
 from index.lists import Lists
 from index.records import FileEntry
 from tests.conftest import MakeIndex, Serve, random_gaussians
@@ -103,7 +104,7 @@ def test_the_lists_that_are_scanned_are_those_whose_centroids_are_nearest(
     codes = searcher.manifest.codes
     assert codes is not None
     assert codes.lists is not None
-    lists = Lists.from_bytes(directory.structure(codes.lists).contents(codes.lists.file.bytes))
+    lists = Lists.from_bytes(structure_file(directory, codes.lists).contents(codes.lists.file.bytes))
     queries = random_gaussians(30, 12, seed=6)
     vectors = encode_queries(queries, Encoding.FOLDED, searcher.manifest.standardisation.restore())
     nearest = (vectors @ torch.from_numpy(lists.centroids).T).topk(5, dim=1).indices.numpy()

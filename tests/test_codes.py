@@ -13,12 +13,13 @@ from index.allocation import GROUP
 from index.code_scanning import CodeScanner
 from index.codebook import Codebook
 from index.codes import CodeIndex, Codes, nearest_digits, read_codes, train_centroids, write_codes
-from index.encoding import MomentAccumulator, QueryFolder, Standardisation
+from index.encoding import QueryFolder
 from index.errors import CorruptIndexError
 from index.projection import Projection
 from index.scalar_codebook import ScalarCodebook
 from index.scalar_codes import no_ranges
 from index.shortlist import Shortlist
+from index.standardisation import MomentAccumulator, Standardisation
 from index.untrusted import IndexFile
 from tests.conftest import random_gaussians
 

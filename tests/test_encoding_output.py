@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import index.encoding
 from index import Encoding, Gaussians, Standardisation, encode_documents, encode_queries
-from index.encoding import CHUNK_ELEMENTS
 from index.errors import InvalidGaussiansError
+from index.standardisation import CHUNK_ELEMENTS
 from tests.conftest import random_gaussians
 from tests.oracles import Encode, in_float64, mixed_gaussians
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 
 from index import Encoding, Gaussians, Standardisation, encode_documents, encode_queries
-from index.encoding import MomentAccumulator, inner_product_error
+from index.encoding import inner_product_error
+from index.standardisation import MomentAccumulator
 from tests.conftest import random_gaussians
 from tests.oracles import Array, exact_products, mixed_gaussians, simplified_score, standardisations
 

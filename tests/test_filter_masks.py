@@ -21,6 +21,7 @@ from hypothesis import find, given, settings
 from index import BuildOptions, IndexDirectory, build_index
 from index.errors import InvalidOptionError
 from index.filters import Filter
+from index.generation_files import open_segments
 from tests.conftest import random_gaussians
 
 UTC = datetime.UTC
@@ -413,7 +414,7 @@ def test_segments_of_an_index(tmp_path: Path, segment_docs: int) -> None:
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     directory = IndexDirectory(tmp_path / "index")
     build_index([tmp_path / "a.parquet"], directory, BuildOptions(segment_docs=segment_docs))
-    segments = directory.open_segments(directory.manifest())
+    segments = open_segments(directory, directory.manifest())
     for value, expected in ASKED:
         parsed = Filter.parse(value)
         found = np.concatenate([parsed.mask(segment.payload, segment.ids) for segment in segments]).tolist()
@@ -428,7 +429,7 @@ def test_json_lines_are_typed_segment_by_segment(tmp_path: Path) -> None:
         file.write_text(json.dumps({"id": file.stem, "mean": [0.5], "variance": [1.0], **row}))
     directory = IndexDirectory(tmp_path / "index")
     build_index(files, directory, BuildOptions(segment_docs=1))
-    *comparable, text, lists = directory.open_segments(directory.manifest())
+    *comparable, text, lists = open_segments(directory, directory.manifest())
     asked: list[tuple[Row, list[bool]]] = [
         ({"x": 1}, [False, False, True, False, True]),
         ({"x": {"gt": 1}}, [False, False, False, True, True]),

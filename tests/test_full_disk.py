@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
-from index.backup import back_up, restore
+from index.backup import back_up
 from index.build_options import WriteOptions
 from index.changes import delete_documents
+from index.restoring import restore
 from service.cli import app
 from tests.conftest import random_gaussians, write_corpus
 from tests.small_disks import SmallDisk, small_disk

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from index import BuildOptions, IndexDirectory, build_index
+from index.array_files import map_array, write_array
 from index.arrow_files import map_table
 from index.codebook import Codebook
 from index.codes import read_codes, write_codes
@@ -33,7 +34,8 @@ from index.memory import require_memory
 from index.projector import Projector
 from index.scalar_codebook import ScalarCodebook
 from index.scalar_codes import find_ranges, read_scalar_codes, scalar_codes, write_scalar_codes
-from index.segments import map_array, open_segment, write_array, write_ids, write_payload
+from index.segment_writing import write_ids, write_payload
+from index.segments import open_segment
 from index.untrusted import IndexFile
 from index.vectors import FlatVectors, resolve_device, write_vectors
 from tests.conftest import random_gaussians, write_corpus

@@ -14,8 +14,8 @@ import index.half_scanning
 import index.opening
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, Precision, build_index
 from index.documents import GaussianStore
-from index.encoding import MomentAccumulator
 from index.half_scanning import HalfScanner, bfloat16_is_faster
+from index.standardisation import MomentAccumulator
 from tests.conftest import MakeIndex, Serve, random_gaussians
 from tests.oracles import mixed_gaussians, torch_kl
 from tests.rankings import assert_exact, exact_scores, ids_of

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
-from index.backup import back_up, restore
+from index.backup import back_up
 from index.build_options import AddOptions, CompactOptions, WriteOptions
 from index.changes import add_documents, compact_index, delete_documents, roll_back
 from index.errors import BuildError
 from index.filters import Filter
 from index.manifest import IndexKind
+from index.restoring import restore
 from tests.conftest import random_gaussians
 from tests.dictionary_model import Document, Gaussian, K, at_least, documents, gaussians, ids, require_best
 

@@ -78,7 +78,7 @@ def test_a_code_is_a_fraction_of_a_vector(built: Sample) -> None:
     codes = built.searcher.manifest.codes
     assert codes is not None
     assert codes.code_bytes <= {IndexKind.HNSW: 256}.get(built.kind, 96)
-    on_disk = sum(segment.manifest.files["vectors.faiss"].bytes for segment in built.searcher._store.segments)
+    on_disk = sum(segment.manifest.files["vectors.faiss"].bytes for segment in built.searcher.store.segments)
     # And in each of three segments what a digit stands for, 16 levels of up to 4 numbers, or the range of a number.
     assert on_disk < 4000 * codes.code_bytes + 3 * (2 * codes.code_bytes * 16 * 4 * 4 + 1000)
 

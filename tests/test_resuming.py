@@ -19,8 +19,8 @@ import index.build_encoding
 import index.durable
 from index import BuildOptions, IndexDirectory, build_index
 from index.changes import add_documents, delete_documents
+from index.document_writing import DocumentWriter
 from index.errors import BuildError, IndexLockedError, NotSyncedError, SourceError
-from index.staging import DocumentWriter
 from tests.conftest import random_gaussians, write_corpus
 from tests.serving import wait_until
 
@@ -168,7 +168,7 @@ def test_a_build_killed_between_publishing_and_tidying_up_blocks_no_other(
         remove(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("index.storage.shutil.rmtree", die)
+        patch.setattr("index.publication.shutil.rmtree", die)
         with pytest.raises(KeyboardInterrupt):
             build_index([corpus], directory, OPTIONS)
     # The first thing that is removed is what the build has staged, when its index is live.

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from index import BuildOptions, Filter, IndexDirectory, LocalSearcher, Precision, build_index, delete_documents
+from index.exact_search import ExactSearch
 from index.manifest import IndexKind
+from index.scan_cost import FEW, ScanCost
 from index.scanning import Scanner
-from index.selection import FEW, ScanCost, Selection
+from index.selection import Selection
 from tests.approximate import KINDS, assert_scores_are_exact, read, recall
 from tests.conftest import write_corpus
 from tests.oracles import Array, torch_kl
@@ -92,7 +94,7 @@ def test_a_scan_of_some_documents_finds_their_best_and_bounds_the_others(
     allowed = np.random.default_rng(0).random(DOCUMENTS) < 0.25
     allowed[700:1500] = False
     allowed[3999] = True
-    scanner = searcher._exact
+    scanner = searcher._opened.exact
     assert isinstance(scanner, Scanner)
     asked = read(sample / "queries.parquet")[1][:queries]
     for count in (1, 20, DOCUMENTS):
@@ -145,7 +147,7 @@ def test_a_small_index_of_which_some_documents_are_deleted_is_still_scanned(
     shutil.copytree(indexed.path, worn.path)
     delete_documents(ids[::10], worn)
     searcher = LocalSearcher(worn, device="cpu", threads=1)
-    monkeypatch.setattr(LocalSearcher, "_exhaustive", fails)
+    monkeypatch.setattr(ExactSearch, "exhaustive", fails)
     (ranking,) = searcher.search(gaussians[1:2], TOP_K)
     assert ranking.ids[0] == ids[1]
     assert not set(ranking.ids) & set(ids[::10])
@@ -159,7 +161,8 @@ def test_the_few_documents_that_a_filter_leaves_are_scored_without_a_scan(
     indexed: IndexDirectory, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher = LocalSearcher(indexed, device="cpu")
-    scanner = type(searcher._codes if searcher._codes is not None else searcher._exact)
+    opened = searcher._opened
+    scanner = type(opened.codes.scanner if opened.codes is not None else opened.exact)
     monkeypatch.setattr(scanner, "scan", fails)
     (ranking,) = searcher.search(
         read(sample / "queries.parquet")[1][:1], TOP_K, filter=Filter.parse({"number": {"lt": FEW}})

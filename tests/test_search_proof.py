@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import index.candidates
+import index.exact_search
 import index.memory
 import index.scanning
-import index.searcher
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.encoding import inner_product_error
 from index.errors import InsufficientMemoryError
@@ -31,16 +31,16 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         calls: dict[str, list[int]] = {}
 
         def count(name: str) -> None:
-            real, calls[name] = getattr(searcher, name), []
+            real, calls[name] = getattr(searcher._exact, name), []
 
             def counted(queries: Gaussians, *rest: Any) -> Any:
                 calls[name].append(len(queries))
                 return real(queries, *rest)
 
-            monkeypatch.setattr(searcher, name, counted)
+            monkeypatch.setattr(searcher._exact, name, counted)
 
         count("_scan_and_prove")
-        count("_exhaustive")
+        count("exhaustive")
         return calls
 
     return watch
@@ -58,7 +58,7 @@ def test_the_first_scan_proves_every_top_10_of_the_sample(sample: Path, tmp_path
     means, variances = (np.stack(table[name].to_numpy()) for name in ("mean", "variance"))
     calls = spy(searcher)
     assert len(searcher.search(Gaussians.from_arrays(means, variances), 10)) == 400
-    assert calls == {"_scan_and_prove": [400], "_exhaustive": []}
+    assert calls == {"_scan_and_prove": [400], "exhaustive": []}
 
 
 @pytest.mark.parametrize("segment_docs", [50, 1000])
@@ -73,7 +73,7 @@ def test_equal_documents_rank_by_id_after_an_exhaustive_scan(
     for ranking in searcher.search(queries, 5):
         assert ranking.ids == ["000", "001", "002", "003", "004"]
         assert len(set(ranking.scores)) == 1
-    assert calls == {"_scan_and_prove": [3, 3], "_exhaustive": [3]}
+    assert calls == {"_scan_and_prove": [3, 3], "exhaustive": [3]}
 
 
 @pytest.mark.parametrize("segment_docs", [7, 1000])
@@ -107,7 +107,7 @@ def test_only_queries_without_a_proof_are_searched_again(make_index: MakeIndex, 
     calls = spy(searcher)
     rankings = searcher.search(queries, 1)
     assert [ranking.ids for ranking in rankings] == [["d405"], ["d0"], ["d410"]]
-    assert calls == {"_scan_and_prove": [3, 1], "_exhaustive": [1]}
+    assert calls == {"_scan_and_prove": [3, 1], "exhaustive": [1]}
     assert_exact(rankings, exact_scores(queries, documents), ids_of(450), 1)
 
 

@@ -16,7 +16,9 @@ import torch
 from index import Encoding, IndexDirectory, LocalSearcher, encode_documents
 from index.durable import checksum, measure
 from index.errors import BuildError, CorruptIndexError
-from index.segments import RESERVED_BYTES, GaussiansWriter, Segment, find_segment
+from index.generation_files import open_segments
+from index.segment_writing import RESERVED_BYTES, GaussiansWriter
+from index.segments import Segment, find_segment
 from index.untrusted import IndexFile
 from index.vectors import FlatVectors, write_vectors
 from tests.conftest import MakeIndex, random_gaussians
@@ -174,7 +176,7 @@ def test_a_segment_lists_no_file_but_its_own(directory: IndexDirectory) -> None:
 
 
 def opened(directory: IndexDirectory) -> list[Segment]:
-    return directory.open_segments(directory.manifest())
+    return open_segments(directory, directory.manifest())
 
 
 @pytest.mark.parametrize("encoding", Encoding)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 
 from index import Encoding, Gaussians, Standardisation, encode_documents, encode_queries
-from index.encoding import MomentAccumulator
 from index.errors import InvalidGaussiansError
+from index.standardisation import MomentAccumulator
 from tests.conftest import random_gaussians
 from tests.oracles import Array, mixed_gaussians, recall, simplified_score, standardisations, torch_kl
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import index.storage
+import index.current
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.changes import add_documents, delete_documents
 from index.durable import SyncError, checksum, write_atomically
@@ -28,6 +28,7 @@ from index.errors import (
     UnsupportedFormatError,
 )
 from index.holding import hold
+from index.layout import Layout
 from index.manifest import Manifest
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 from tests.serving import PATIENCE
@@ -218,7 +219,7 @@ def test_a_manifest_that_was_never_made_live_costs_no_live_generation_its_place(
     for seed in (1, 2, 3):
         corpus = write_corpus(tmp_path / f"{seed}.parquet", random_gaussians(6, 2, seed=seed))
         with monkeypatch.context() as patch:
-            patch.setattr("index.storage.write_atomically", die_before_current)
+            patch.setattr("index.current.write_atomically", die_before_current)
             with pytest.raises(KeyboardInterrupt):
                 build_index([corpus], directory, BuildOptions(restart=True))
         assert directory.verify().generation == 1
@@ -335,7 +336,7 @@ def test_a_change_of_which_only_the_last_sync_fails_is_made_and_says_what_is_not
 
     corpus = write_corpus(tmp_path / "more.parquet", random_gaussians(3, 3, seed=1), ["a", "b", "c"], text=["new"] * 3)
     with monkeypatch.context() as patch:
-        patch.setattr(index.storage, "write_atomically", write)
+        patch.setattr(index.current, "write_atomically", write)
         with pytest.raises(NotSyncedError, match=f"generation 2 of {directory.path} is live"):
             add_documents([corpus], directory)
     assert directory.verify().generation == 2
@@ -431,15 +432,15 @@ def test_a_token_is_that_of_its_generation_whatever_is_published_meanwhile(
     directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch, look: int
 ) -> None:
     """A backup that took another's would name a manifest that it does not hold."""
-    read, looks = IndexDirectory.current_token, itertools.count(1)
+    read, looks = index.current.read_current, itertools.count(1)
 
-    def and_publish(its: IndexDirectory) -> str:
+    def and_publish(its: Layout) -> str:
         token = read(its)
         if next(looks) == look:
-            monkeypatch.setattr(IndexDirectory, "current_token", read)
+            monkeypatch.setattr(index.current, "read_current", read)
             delete_documents(["d0"], IndexDirectory(directory.path))
         return token
 
-    monkeypatch.setattr(IndexDirectory, "current_token", and_publish)
+    monkeypatch.setattr(index.current, "read_current", and_publish)
     assert directory.token(1).startswith("00000001.json ")
     assert directory.generation(1).documents == 10

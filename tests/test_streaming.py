@@ -7,8 +7,8 @@ import torch
 import index.streaming
 from index import Encoding, Gaussians, encode_documents
 from index.documents import GaussianStore
-from index.encoding import MomentAccumulator
 from index.errors import SearchStoppedError
+from index.standardisation import MomentAccumulator
 from index.streaming import StreamedScanner
 from tests.conftest import random_gaussians
 from tests.rankings import exact_scores

@@ -24,7 +24,8 @@ from index.build_options import EncodeOptions
 from index.errors import ModelMismatchError, SourceError
 from index.formats.columnar import MODEL_KEY
 from index.manifest import IndexKind
-from index.rows import RejectedRows, TextColumns
+from index.rejected_rows import RejectedRows
+from index.rows import TextColumns
 from index.text import Role, TextEncoder
 from index.text.files import encode_texts
 from index.text.ir_dataset import export_texts

@@ -9,6 +9,7 @@ from typing import Any
 
 from index import IndexDirectory
 from index.compaction import live_batches
+from index.generation_files import deleted_rows, open_segments
 from tests.forked_server import AUTHORISED
 from tests.serving import PATIENCE
 
@@ -120,8 +121,8 @@ def documents_of(directory: IndexDirectory) -> dict[str, int | None]:
     """The ids of all documents, and which request wrote each, all of whose parts have to say the same."""
     manifest = directory.verify()
     found: dict[str, int | None] = {}
-    for entry, segment in zip(manifest.segments, directory.open_segments(manifest, verify=False), strict=True):
-        for batch in live_batches(segment, directory.deleted_rows(entry)):
+    for entry, segment in zip(manifest.segments, open_segments(directory, manifest, verify=False), strict=True):
+        for batch in live_batches(segment, deleted_rows(directory, entry)):
             assert batch.payload is not None
             numbers = batch.payload["request"].to_pylist()
             parts = zip(numbers, batch.gaussians.means.tolist(), batch.gaussians.variances.tolist(), strict=True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from index.duplicates import SeenIds
 from index.progress import Progress
-from index.rows import RejectedRows
+from index.rejected_rows import RejectedRows
 from index.sources import Corpus
 
 __all__ = ["check_texts"]

@@ -22,7 +22,7 @@ from index.formats.columnar import MODEL_KEY, ROLE_KEY
 from index.payload import conformed, unified
 from index.progress import Progress, SilentProgress
 from index.records import ModelRecord, NonNegativeInt, Strict
-from index.rows import no_documents
+from index.rejected_rows import no_documents
 from index.sources import RejectedRows, SourceBatch
 from index.text.checking import check_texts
 from index.text.corpora import corpus_to_encode
