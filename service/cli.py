@@ -18,12 +18,13 @@ from index import (
 from index.drift import rebuild_reason
 from index.manifest import IndexKind
 from index.spread import spread_of
-from service import encode_command, evaluate_command, write_commands
+from service import encode_command, evaluate_command, generation_commands, write_commands
 from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.descriptors import allow_descriptors
 from service.options import with_options
 from service.progress import progress_for
-from service.runs import RunFormat, RunWriter, search_batch
+from service.run_formats import RunFormat, RunWriter
+from service.runs import search_batch
 from service.search_options import Searching, with_searching
 from service.settings import ENV_PREFIX, ServiceSettings
 from service.spread_plot import require_drawable, write_plot
@@ -181,6 +182,7 @@ def serve(options: ServiceSettings) -> None:
 app.add_typer(encode_command.commands)
 app.add_typer(evaluate_command.commands)
 app.add_typer(write_commands.commands)
+app.add_typer(generation_commands.commands)
 
 
 def main() -> None:

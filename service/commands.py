@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from index import GaussearchError
-from service.runs import PlainConsole
+from index import GaussearchError, Manifest
+from service.plain_console import PlainConsole
 from service.settings import ENV_PREFIX
 
-__all__ = ["IndexOption", "errors", "print_table", "rejected_rows"]
+__all__ = ["IndexOption", "described", "errors", "print_table", "rejected_rows"]
 
 IndexOption = Annotated[
     Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
@@ -72,6 +72,17 @@ def errors(interrupted: str = INDEX_INTERRUPTED) -> Iterator[None]:
 def _stop(message: str, status: int) -> None:
     print(f"gaussearch: {message}", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def described(index: Path, manifest: Manifest) -> dict[str, object]:
+    """The rows of a table that say which generation a command has left live."""
+    return {
+        "index": str(index),
+        "generation": manifest.generation,
+        "documents": f"{manifest.documents:,}",
+        "segments": len(manifest.segments),
+        "kind": manifest.kind,
+    }
 
 
 def print_table(title: str, rows: dict[str, object]) -> None:

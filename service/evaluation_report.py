@@ -7,8 +7,8 @@ from typing import Any, TextIO
 from rich.table import Table
 
 from service.evaluation import CONFIDENCE, Comparison, Evaluated
+from service.plain_console import PlainConsole
 from service.prediction import LEAST_QUERIES, Correlation
-from service.runs import PlainConsole
 
 __all__ = ["print_report", "report"]
 

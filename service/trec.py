@@ -14,7 +14,8 @@ from index import Columns, Corpus, GaussearchError, VarianceAs
 from index.durable import naming, write_where_told
 from index.formats import is_known
 from index.rows import place
-from service.runs import Result, RunFormat, RunWriter
+from service.run_formats import RunFormat, RunWriter
+from service.runs import Result
 
 __all__ = ["RELEVANCE_LIMIT", "EvaluationError", "Qrels", "Run", "read_qrels", "read_run", "write_run"]
 

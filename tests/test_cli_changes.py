@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from index import IndexDirectory, LocalSearcher
 from service.cli import app
+from service.generation_commands import print_generations
 from service.progress import LineProgress
-from service.write_commands import print_generations
 from tests.conftest import MakeIndex, random_gaussians, write_corpus
 from tests.serving import PATIENCE
 
@@ -366,7 +366,8 @@ def test_interrupted_commands_end_with_130_and_leave_the_index_as_it_was(
     ):
         with monkeypatch.context() as patch:
             patch.setattr(Stopping, "at", at)
-            patch.setattr("service.write_commands.progress_for", Stopping)
+            for module in ("write_commands", "generation_commands"):
+                patch.setattr(f"service.{module}.progress_for", Stopping)
             stopped = run(*arguments)
         assert (stopped.exit_code, "interrupted; the index is as it was" in stopped.stderr) == (130, True), arguments
         assert "Traceback" not in stopped.output
