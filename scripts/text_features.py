@@ -1,7 +1,7 @@
 """What models make of texts, kept in a folder so that each text is encoded once.
 
-A file of the folder is named after all that decides it: the model, what it computes in, the role, the texts in their
-order. Heads over one base share its features.
+A file of the folder is named after all that decides it: the model, what it computes in and where, the role, and the
+texts in their order. Heads over one base share its features.
 """
 
 import json
@@ -37,7 +37,8 @@ class Features:
     def __init__(self, cache: Path, console: Console, precision: TextPrecision = TextPrecision.FLOAT32) -> None:
         self._cache, self._console = cache, console
         self._device = resolve_device("auto")
-        self._precision = choose_precision(precision, self._device)
+        self.precision = choose_precision(precision, self._device)
+        """What models compute in."""
         self._models: dict[Path, SentenceModel] = {}
 
     def embeddings(self, base: Path, texts: Sequence[str], role: Role) -> Tensor:
@@ -45,7 +46,7 @@ class Features:
 
         def encode(batch: list[str]) -> Tensor:
             if base not in self._models:
-                self._models[base] = SentenceModel(base, self._device, DTYPES[self._precision])
+                self._models[base] = SentenceModel(base, self._device, DTYPES[self.precision])
             with torch.inference_mode():
                 return self._models[base].embeddings(batch, role).float().cpu()
 
@@ -61,7 +62,7 @@ class Features:
             head = heads.query if role is Role.QUERY else heads.document
             means, variances = head.gaussians(embedded, config.beta)
             return Gaussians(means, variances.clamp(min=LEAST_VARIANCE))
-        encoder = load_encoder(model, precision=self._precision)
+        encoder = load_encoder(model, precision=self.precision)
 
         def encode(batch: list[str]) -> Tensor:
             made = encoder.encode(batch, role)
@@ -72,7 +73,8 @@ class Features:
 
     def _kept(self, decided_by: list[str], texts: Sequence[str], encode: Encode) -> Tensor:
         """Of the folder, or else of `encode`, which is given the longest texts first, in batches of BATCH."""
-        path = self._cache / f"{checksum(json.dumps([*decided_by, self._precision, list(texts)]).encode())}.npy"
+        named_after = [*decided_by, self.precision, self._device.type, list(texts)]
+        path = self._cache / f"{checksum(json.dumps(named_after).encode())}.npy"
         if not path.exists():
             self._cache.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial.npy")

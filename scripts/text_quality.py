@@ -27,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import faiss
 import numpy as np
@@ -37,6 +37,7 @@ from beir import Beir, Texts
 from benchmark_measure import Contender, Figure, environment, repeating, take_turns
 from rich.console import Console
 from text_features import CACHE, Features
+from text_report import markdown
 from torch.nn.functional import normalize
 
 from index import BuildOptions, GaussearchError, Gaussians, IndexDirectory, LocalSearcher, build_index
@@ -53,6 +54,8 @@ TOP_K, BLOCK, BATCH = 100, 64, 32
 SPEED_QUERIES = 200
 COSINE, POOLED, HEAD, MRL, POINTS = "cosine", "pooled", "head", "mrl", "points"
 KINDS = (IndexKind.FLAT, IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW)
+
+Encoders = dict[str, TextEncoder]
 
 
 class Bench:
@@ -113,12 +116,17 @@ class Bench:
         yield Figure.of("text", name, "k", float(k), "dimensions")
         for measure, mean in self.evaluated[name].means().items():
             yield Figure.of("text", name, measure, mean, "mean")
-            against = self.evaluated.get(COSINE)
-            if against is not None and name != COSINE:
-                compared = compare(self.evaluated[name].values[measure], against.values[measure])
-                yield Figure.of("text", name, f"{measure} over cosine", compared.difference, "difference")
-                if compared.randomisation is not None:
-                    yield Figure.of("text", name, f"{measure} over cosine, p", compared.randomisation, "p")
+        yield from self.compared(name, COSINE)
+
+    def compared(self, name: str, other: str) -> Iterator[Figure]:
+        """How much better a ranking is than another, query by query; nothing where only one has been measured."""
+        if name == other or not {name, other} <= self.evaluated.keys():
+            return
+        for measure, values in self.evaluated[name].values.items():
+            found = compare(values, self.evaluated[other].values[measure])
+            yield Figure.of("text", name, f"{measure} over {other}", found.difference, "difference")
+            if found.randomisation is not None:
+                yield Figure.of("text", name, f"{measure} over {other}, p", found.randomisation, "p")
 
     def speed(self, seconds: float, rounds: int) -> Iterator[Figure]:
         """Milliseconds of a query, one at a time on one thread."""
@@ -132,48 +140,17 @@ class Bench:
             torch.set_num_threads(threads)
 
 
-def encoding_speed(models: dict[str, str], texts: list[str], seconds: float, rounds: int) -> Iterator[Figure]:
+def encoding_speed(encoders: Encoders, texts: list[str], seconds: float, rounds: int) -> Iterator[Figure]:
     """Documents encoded per second."""
     spread = texts[:: max(1, len(texts) // (8 * BATCH))]
-    batches = itertools.cycle([spread[at : at + BATCH] for at in range(0, len(spread), BATCH)])
-    contenders = {name: _encoding(load_encoder(model), batches) for name, model in models.items()}
+    batches = [spread[at : at + BATCH] for at in range(0, len(spread), BATCH)]
+    contenders = {name: _encoding(encoder, itertools.cycle(batches)) for name, encoder in encoders.items()}
     for name, series in take_turns(contenders, seconds=seconds, rounds=rounds).items():
         yield Figure.of("text", f"encoding, {name}", "documents", series.rate(), "1/s")
 
 
 def _encoding(encoder: TextEncoder, batches: Iterator[list[str]]) -> Contender:
     return repeating(lambda: len(encoder.encode(next(batches), Role.DOCUMENT)))
-
-
-def markdown(report: dict[str, Any], figures: list[Figure]) -> str:
-    """A row for each ranking, under what they were made with."""
-    machine, arguments = report["machine"], report["arguments"]
-    lines = [
-        f"{arguments['documents']:,} documents, {arguments['queries']:,} queries. {machine['cpu']}, {machine['cores']} "
-        f"cores; {report['date'][:10]}. p is that of a paired randomisation test.",
-        "",
-        f"    {report['command']}",
-        "",
-        "| | k | nDCG@10 | MRR@10 | Recall@100 | MRR@10 over cosine (p) | one query, one thread, ms |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    found: dict[str, dict[str, float]] = {}
-    for figure in figures:
-        found.setdefault(figure.setting, {})[figure.measure] = figure.value
-    for name, values in found.items():
-        if "RR@10" in values:
-            cells = [f"{values[measure]:.4f}" for measure in ("nDCG@10", "RR@10", "R@100")]
-            ms = f"{values['one query']:.2f}" if "one query" in values else ""
-            lines.append(f"| {name} | {values['k']:.0f} | {' | '.join(cells)} | {_change(values)} | {ms} |")
-    lines += ["", *(f"{name}: {v['documents']:,.0f} documents/s" for name, v in found.items() if "documents" in v)]
-    return "\n".join(lines) + "\n"
-
-
-def _change(values: dict[str, float]) -> str:
-    if "RR@10 over cosine" not in values:
-        return ""
-    p = values.get("RR@10 over cosine, p")
-    return f"{values['RR@10 over cosine']:+.4f}" + ("" if p is None else f" ({p:.4f})" if p >= 1e-3 else " (< 0.001)")
 
 
 def _write(path: Path, ids: list[str], gaussians: Gaussians) -> None:
@@ -188,7 +165,7 @@ def by_dimensions(bench: Bench, base: str, heads: list[str]) -> Iterator[Figure]
             yield from bench.index(f"{HEAD} {place + 1}", model, IndexKind.FLAT, Path(folder))
 
 
-def measured(bench: Bench, models: dict[str, str], seconds: float, rounds: int) -> Iterator[Figure]:
+def measured(bench: Bench, models: dict[str, str], encoders: Encoders, seconds: float, rounds: int) -> Iterator[Figure]:
     """Everything of models by the names of their kinds; that of `pooled` is the one whose cosine the others beat."""
     with tempfile.TemporaryDirectory(prefix="gaussearch-text-") as folder:
         yield from bench.cosine(COSINE, models[POOLED])
@@ -197,8 +174,11 @@ def measured(bench: Bench, models: dict[str, str], seconds: float, rounds: int) 
                 yield from bench.cosine(f"{name}, {COSINE} of the means", model)
             for kind in KINDS[:1] if name == POINTS else KINDS:
                 yield from bench.index(name, model, kind, Path(folder))
+        for name in models:
+            yield from bench.compared(f"{name}, {IndexKind.FLAT}", f"{name}, {COSINE} of the means")
+        yield from bench.compared(f"{MRL}, {IndexKind.FLAT}", f"{POINTS}, {IndexKind.FLAT}")
         yield from bench.speed(seconds, rounds)
-        yield from encoding_speed(models, bench.corpus.documents.texts, seconds, rounds)
+        yield from encoding_speed(encoders, bench.corpus.documents.texts, seconds, rounds)
 
 
 def main(
@@ -223,13 +203,22 @@ def main(
         corpus = Beir.read(folder)
         qrels = corpus.qrels([split])
         asked, build_queries = corpus.queries.only(qrels), corpus.queries.only(corpus.qrels([given]))
-        bench = Bench(corpus, qrels, asked, build_queries, Features(cache, console, precision))
-        shape = {"documents": len(corpus.documents.ids), "queries": len(qrels), "corpus": folder.name}
-        report = environment(shape, "text_quality.py")
-        named = {POOLED: base, HEAD: head, MRL: mrl, POINTS: points}
+        features = Features(cache, console, precision)
+        bench = Bench(corpus, qrels, asked, build_queries, features)
+        named = {} if by_k else {POOLED: base, HEAD: head, MRL: mrl, POINTS: points}
         models = {name: model for name, model in named.items() if model}
+        encoders = {name: load_encoder(model, precision=features.precision) for name, model in models.items()}
+        shape = {
+            "documents": len(corpus.documents.ids),
+            "queries": len(qrels),
+            "corpus": folder.name,
+            "precision": features.precision,
+            "models": {name: encoder.record.fingerprint for name, encoder in encoders.items()},
+        }
+        report = environment(shape, "text_quality.py")
+        everything = measured(bench, models, encoders, seconds, rounds)
         figures = []
-        for figure in by_dimensions(bench, base, by_k.split(",")) if by_k else measured(bench, models, seconds, rounds):
+        for figure in by_dimensions(bench, base, by_k.split(",")) if by_k else everything:
             console.print(f"{figure.setting}: {figure.measure} {figure.value:.4f}", style="dim")
             figures.append(figure)
         report |= {"figures": [dataclasses.asdict(figure) for figure in figures]}

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from index.errors import ModelError
 from index.text import Role, TextPrecision, load_encoder
-from tests.text_models import WIDTH, WORDS, sentence_model
+from tests.text_models import WIDTH, WORDS, mrl_checkpoint, sentence_model
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 DOCUMENTS, QUERIES = 60, 48
@@ -145,26 +145,44 @@ def test_other_relevant_documents_are_no_negatives(scripts: Any) -> None:
 
 def test_quality_of_every_ranking(scripts: Any, corpus: Path, head: Path, tmp_path: Path) -> None:
     base, reports = str(corpus / "model"), [str(tmp_path / name) for name in ("figures.json", "figures.md")]
-    effort = ["--seconds", "0.01", "--rounds", "1", "--json", reports[0], "--markdown", reports[1]]
-    done = run(scripts, "text_quality", corpus, "--base", base, "--head", str(head), *effort)
+    effort = ["--seconds", "0.01", "--rounds", "1", "--precision", "float32"]
+    models = ["--base", base, "--head", str(head)]
+    for name in ("mrl", "points"):
+        mrl_checkpoint(tmp_path / name, beta=1 if name == "mrl" else 2.5)
+        models += [f"--{name}", str(tmp_path / name)]
+    files = ["--json", reports[0], "--markdown", reports[1]]
+    done = run(scripts, "text_quality", corpus, *models, *effort, *files)
     assert done.exit_code == 0, done.output
     report = json.loads(Path(reports[0]).read_text())
     values = {(each["setting"], each["measure"]): each["value"] for each in report["figures"]}
     rankings = {setting for setting, measure in values if measure == "RR@10"}
+    kinds = ("flat", "fastscan", "ivf-fastscan", "hnsw")
     assert rankings == {
         "cosine",
-        "head, cosine of the means",
-        *(f"{model}, {kind}" for model in ("pooled", "head") for kind in ("flat", "fastscan", "ivf-fastscan", "hnsw")),
+        *(f"{model}, cosine of the means" for model in ("head", "mrl", "points")),
+        *(f"{model}, {kind}" for model in ("pooled", "head", "mrl") for kind in kinds),
+        "points, flat",
     }
     assert all(0 <= values[ranking, measure] <= 1 for ranking in rankings for measure in ("nDCG@10", "R@100"))
     assert all(values[ranking, "one query"] > 0 for ranking in rankings)
-    assert values["encoding, pooled", "documents"] > 0
+    assert all(values[f"encoding, {model}", "documents"] > 0 for model in ("pooled", "head", "mrl", "points"))
+    for name, other in (
+        ("pooled, flat", "cosine"),
+        ("head, flat", "head, cosine of the means"),
+        ("mrl, flat", "points, flat"),
+    ):
+        gain = values[name, "RR@10"] - values[other, "RR@10"]
+        assert values[name, f"RR@10 over {other}"] == pytest.approx(gain, abs=1e-12)
+        assert 0 <= values[name, f"RR@10 over {other}, p"] <= 1
     # All of so few documents are among the best hundred.
     assert values["head, flat", "R@100"] == 1
     told = Path(reports[1]).read_text()
     assert told == done.stdout
     assert "| head, hnsw | 4 | " in told
+    assert f"mrl, flat, MRR@10 over points, flat: {values['mrl, flat', 'RR@10 over points, flat']:+.4f} (" in told
     assert report["command"].startswith("python scripts/text_quality.py")
+    assert report["arguments"]["precision"] == "float32"
+    assert report["arguments"]["models"]["mrl"] == load_encoder(tmp_path / "mrl").record.fingerprint
 
 
 def test_mrr_is_that_of_all_scores(scripts: Any, corpus: Path, head: Path, tmp_path: Path) -> None:
