@@ -147,16 +147,19 @@ class MrlModule(nn.Module):
         return hidden.float()
 
     def save(self, folder: Path, results: Mapping[str, object]) -> None:
-        """Writes the checkpoint, and `results` beside it; the one before remains until all is on disk."""
+        """Writes the checkpoint, and `results` beside it; the one before remains until all is on disk.
+
+        Raises ModelError or OSError where it cannot be written.
+        """
         settings = json.dumps(self._config.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
         # Without the means it is no checkpoint; with them alone, it would be one of the default settings.
         marks = {CONFIG_FILE: settings.encode(), MEAN_FILE: _state(self.projection_mean)}
         with whole_model(folder, marks) as partial:
-            with no_bars():
+            with broken(f"{folder}: transformers cannot write there"), no_bars():
                 self.transformer.save_pretrained(partial)
+                self.tokenizer.save_pretrained(partial)
             for path in partial.glob("*.safetensors"):
                 path.chmod((partial / "config.json").stat().st_mode)  # safetensors lets nobody else read it
-            self.tokenizer.save_pretrained(partial)
             (partial / VARIANCE_FILE).write_bytes(_state(self.projection_var))
             (partial / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
 
