@@ -371,6 +371,17 @@ def test_weights_that_a_last_step_breaks_are_told_though_its_loss_is_a_number(
         next(training.run(lambda: None))
 
 
+def test_a_loss_that_is_no_number_ends_a_training_at_its_step(
+    scripts: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, losses, steps = trained(scripts, corpus), iter([1.0, math.nan, 1.0, 1.0]), []
+    assert training.steps == 4
+    monkeypatch.setattr(training, "_update", lambda _: next(losses))
+    with pytest.raises(scripts("pair_training").TrainingError, match="diverged at epoch 1"):
+        next(training.run(lambda: steps.append(1)))
+    assert len(steps) == 1
+
+
 def test_texts_are_tokenised_some_at_a_time(scripts: Any, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, module, sizes = TEXTS * 3, trained(scripts, corpus).module, []
     whole = module.tokens(texts, Role.QUERY)
