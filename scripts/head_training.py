@@ -1,20 +1,19 @@
 """Training two linear heads, of means and of variances, on features of queries and of their relevant documents.
 
-A query's loss is the cross-entropy of its document among those of its batch and some drawn at random, with -KL over a
-learned temperature as logits. Heads begin as the documents' principal components, with one variance for all.
+Logits are -KL over a learned temperature. Heads begin as the documents' principal components, with one variance for
+all.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from pair_training import Epoch, OtherRelevant, Pairs, epochs_of, reciprocal_rank, rise_and_fall, scores
+from pair_training import PairRecipe, Pairs, PairTraining, reciprocal_rank, scores
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, softplus
+from torch.nn.functional import linear, softplus
 
 FIRST_SCALE = 3.0
 FIRST_VARIANCE = 0.3
@@ -24,24 +23,19 @@ WARM_UP = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(PairRecipe):
     """How heads are trained.
 
     noise: length of the random vector that is added to every embedding, which is one long, anew in each step: as it
         were more pairs. tied: queries have the documents' heads, and not their own.
     """
 
-    k: int = 128
-    epochs: int = 10
-    patience: int = 3
-    batch: int = 512
     negatives: int = 2048
     learning_rate: float = 4e-3
     weight_decay: float = 0.0
     noise: float = 0.5
     beta: float = 2.5
     tied: bool = False
-    seed: int = 0
 
 
 class Head(nn.Module):
@@ -84,71 +78,34 @@ class Heads(nn.Module):
         }
 
 
-@torch.no_grad()
-def rank_of(heads: Heads, queries: Tensor, documents: Tensor, pairs: Pairs) -> float:
-    """MRR@10 of the queries of `pairs` over all documents."""
-    return reciprocal_rank(heads.query(queries[pairs.queries]), heads.document(documents), pairs)
+class Training(PairTraining[Heads]):
+    """Trains heads on features."""
 
-
-class Training:
-    """Trains heads on features; the best of them by the validation's MRR@10 are kept."""
+    recipe: Recipe
 
     def __init__(self, queries: Tensor, documents: Tensor, training: Pairs, validation: Pairs, recipe: Recipe) -> None:
-        self._queries, self._documents, self._recipe = queries, documents, recipe
-        self._training, self._validation = training, validation
-        self._generator = torch.Generator().manual_seed(recipe.seed)
-        self.heads = Heads(documents, recipe)
-        parts: list[dict[str, object]] = [
-            {
-                "params": [each for each in self.heads.parameters() if each.ndim > 1],
-                "weight_decay": recipe.weight_decay,
-            },
-            {"params": [each for each in self.heads.parameters() if each.ndim <= 1], "weight_decay": 0.0},
+        super().__init__(training, len(documents), recipe)
+        self._queries, self._documents, self._validation = queries, documents, validation
+        self.module = Heads(documents, recipe)
+        matrices = [each for each in self.module.parameters() if each.ndim > 1]
+        others = [each for each in self.module.parameters() if each.ndim <= 1]
+        groups: list[dict[str, object]] = [
+            {"params": matrices, "highest": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+            {"params": others, "highest": recipe.learning_rate, "weight_decay": 0.0},
         ]
-        self._optimiser = torch.optim.AdamW(parts, lr=recipe.learning_rate, betas=(0.9, 0.98))
-        self.steps = max(1, len(training.queries) // recipe.batch)
-        """Of an epoch."""
-        self._step = 0
-        self._others = OtherRelevant(training, len(documents))
+        self._optimise(groups, WARM_UP)
 
-    def run(self, advance: Callable[[], object]) -> Iterator[Epoch]:
-        """One epoch after the other, until the validation has gained nothing for `patience` of them.
+    @torch.no_grad()
+    def validate(self) -> float:
+        """MRR@10 of the validation, by exact -KL over all documents."""
+        asked = self.module.query(self._queries[self._validation.queries])
+        return reciprocal_rank(asked, self.module.document(self._documents), self._validation)
 
-        `advance` is called after every step. In the end the heads are the best ones.
-        """
-        return epochs_of(
-            self.heads,
-            self._recipe.epochs,
-            self._recipe.patience,
-            lambda: self._epoch(advance),
-            lambda: rank_of(self.heads, self._queries, self._documents, self._validation),
-        )
-
-    def _epoch(self, advance: Callable[[], object]) -> float:
-        order = torch.randperm(len(self._training.queries), generator=self._generator)
-        total = 0.0
-        for batch in torch.split(order, self._recipe.batch)[: self.steps]:
-            total += self._update(batch)
-            advance()
-        return total / self.steps
-
-    def _update(self, batch: Tensor) -> float:
-        queries, relevant = self._training.queries[batch], self._training.documents[batch]
-        drawn = torch.randint(len(self._documents), (self._recipe.negatives,), generator=self._generator)
-        candidates, places = torch.unique(torch.cat([relevant, drawn]), return_inverse=True)
-        found = self.heads.document(self._noisy(self._documents[candidates]))
-        logits = scores(self.heads.query(self._noisy(self._queries[queries])), found) / self.heads.log_temperature.exp()
-        target = places[: len(batch)]
-        loss = cross_entropy(self._others.without(logits, queries, candidates, target), target)
-        share = rise_and_fall(self._step, self.steps * self._recipe.epochs, WARM_UP)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.learning_rate * share
-        self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
-        self._step += 1
-        return loss.item()
+    def _logits(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        found = self.module.document(self._noisy(self._documents[candidates]))
+        asked = self.module.query(self._noisy(self._queries[queries]))
+        return scores(asked, found) / self.module.log_temperature.exp()
 
     def _noisy(self, features: Tensor) -> Tensor:
-        deviation = self._recipe.noise / math.sqrt(features.shape[1])
+        deviation = self.recipe.noise / math.sqrt(features.shape[1])
         return features + deviation * torch.randn(features.shape, generator=self._generator)

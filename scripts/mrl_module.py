@@ -6,12 +6,12 @@ index.text.mrl says what the checkpoint holds, and reads it: texts are tokenised
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from model_folder import loadable_at_the_end
+from model_folder import refuse_adapter, require_writable, whole_model
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -33,6 +33,12 @@ temperature that sentence models are trained at."""
 
 RIDGE = 1e-2
 """Of the first projection, as a share of the mean variance of a state's dimensions."""
+
+TOKENISED = 10_000
+"""Texts whose tokens are Python's integers at a time: these take ten times as much memory."""
+
+RESULTS_FILE = "train_results.json"
+"""What a checkpoint was trained on, how, and what it has reached: for people. No part of its fingerprint."""
 
 OTHERS = (*FOLDERS.values(), "pooler.pt", MODULES_FILE)
 """Files and folders of other models: with them, the checkpoint beside them would be read as another."""
@@ -59,6 +65,7 @@ class MrlModule(nn.Module):
         """Of a transformer's folder. Raises ModelError where it holds none, or one of fewer dimensions than k."""
         super().__init__()
         self._config, self.device = config, device
+        self._pools_first = _pools_first(base)
         self.tokenizer, self.transformer = _load(base)
         width = int(self.transformer.config.hidden_size)
         if k > width:
@@ -71,15 +78,25 @@ class MrlModule(nn.Module):
         self.to(device)
 
     def tokens(self, texts: Sequence[str], role: Role) -> Tokens:
-        """As index.text.mrl reads texts, at once."""
+        """As index.text.mrl reads texts, all of them."""
         most = self._config.query_tokens if role is Role.QUERY else self._config.document_tokens
         most = min(most, self.tokenizer.model_max_length)
-        marked = [f"{VARIANCE_TOKEN} {text}" for text in readable(texts, most)]
-        found: list[list[int]] = self.tokenizer(marked, truncation=True, max_length=most)["input_ids"]
-        lengths = torch.tensor([len(each) for each in found])
+        counts: list[int] = []
+        parts: list[Tensor] = []
+        for start in range(0, len(texts), TOKENISED):
+            found: list[list[int]] = self.tokenizer(
+                [f"{VARIANCE_TOKEN} {text}" for text in readable(texts[start : start + TOKENISED], most)],
+                truncation=True,
+                max_length=most,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+            counts.extend(map(len, found))
+            parts.append(torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.int32))
+        lengths = torch.tensor(counts)
         is_token = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.full(is_token.shape, self.tokenizer.pad_token_id, dtype=torch.int32)
-        ids[is_token] = torch.tensor(list(itertools.chain.from_iterable(found)), dtype=torch.int32)
+        ids[is_token] = torch.cat(parts)
         return Tokens(ids.to(self.device), lengths)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +117,8 @@ class MrlModule(nn.Module):
         """Sets the first projection of means by documents, of rows (n,).
 
         A sentence model is trained for the mean of its tokens' states, and [CLS] tells less. What it tells of the
-        principal components of these means is found by least squares.
+        principal components of these means is found by least squares. Where the base's pooling is that of [CLS] alone,
+        they are those of [CLS].
         """
         self.eval()
         order = tokens.lengths[rows].argsort()
@@ -110,6 +128,8 @@ class MrlModule(nn.Module):
             ids, mask = tokens.of(some)
             hidden, counted = self._hidden(ids, mask), mask.clone()
             counted[:, 1] = 0  # [VAR] says nothing yet
+            if self._pools_first:
+                counted[:, 1:] = 0
             states.append(hidden[:, 0])
             pooled.append(normalize((hidden * counted[:, :, None]).sum(1), dim=1))
         # A shift of all means is none to KL.
@@ -126,25 +146,32 @@ class MrlModule(nn.Module):
             hidden: Tensor = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden.float()
 
-    def save(self, folder: Path) -> None:
-        """Writes the checkpoint; interrupted, it does not load."""
+    def save(self, folder: Path, results: Mapping[str, object]) -> None:
+        """Writes the checkpoint, and `results` beside it; the one before remains until all is on disk.
+
+        Raises ModelError or OSError where it cannot be written.
+        """
         settings = json.dumps(self._config.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
         # Without the means it is no checkpoint; with them alone, it would be one of the default settings.
         marks = {CONFIG_FILE: settings.encode(), MEAN_FILE: _state(self.projection_mean)}
-        with loadable_at_the_end(folder, marks):
-            with no_bars():
-                self.transformer.save_pretrained(folder)
-            for path in folder.glob("*.safetensors"):
-                path.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
-            self.tokenizer.save_pretrained(folder)
-            (folder / VARIANCE_FILE).write_bytes(_state(self.projection_var))
+        with whole_model(folder, marks) as partial:
+            with broken(f"{folder}: transformers cannot write there"), no_bars():
+                self.transformer.save_pretrained(partial)
+                self.tokenizer.save_pretrained(partial)
+            for path in partial.glob("*.safetensors"):
+                path.chmod((partial / "config.json").stat().st_mode)  # safetensors lets nobody else read it
+            (partial / VARIANCE_FILE).write_bytes(_state(self.projection_var))
+            (partial / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def require_room(folder: Path) -> None:
-    """Raises ModelError where a folder holds parts of another model, with which a checkpoint would not be read."""
+    """Raises ModelError where a folder holds parts of another model, with which a checkpoint would not be read, or
+    cannot be written to."""
     for name in OTHERS:
         if (folder / name).exists():
             raise ModelError(f"{folder}: {name} of another model is there; name another folder, or remove it")
+    refuse_adapter(folder)
+    require_writable(folder)
 
 
 def _state(module: nn.Module) -> bytes:
@@ -154,10 +181,27 @@ def _state(module: nn.Module) -> bytes:
     return file.getvalue()
 
 
+def _pools_first(base: Path) -> bool:
+    """Whether a sentence-transformers model makes the state of [CLS] alone its embedding."""
+    with broken(f"{base}: its pooling cannot be read"):
+        if not (base / MODULES_FILE).exists():
+            return False
+        for module in json.loads((base / MODULES_FILE).read_bytes()):
+            path = base / module["path"] / "config.json"
+            if module["type"].endswith(".Pooling") and path.exists():
+                pooling = json.loads(path.read_bytes())
+                # Older models have a switch for each way to pool.
+                switched = {name for name, is_on in pooling.items() if name.startswith("pooling_mode_") and is_on}
+                found: bool = pooling.get("pooling_mode", switched) in ("cls", ["cls"], {"pooling_mode_cls_token"})
+                return found
+    return False
+
+
 def _load(base: Path) -> tuple[Any, Any]:
     """The tokenizer and the transformer of a folder, in float32, who know [VAR]. Nothing is fetched, no code is run."""
     from transformers import AddedToken, AutoModel, AutoTokenizer
 
+    refuse_adapter(base)
     what = f"{base}: transformers cannot load it"
     options = {"local_files_only": True, "trust_remote_code": False}
     with broken(what):

@@ -1,21 +1,36 @@
-"""What all training on pairs of queries and relevant documents shares: scores, masks, rounds, and how they are told."""
+"""What all training on pairs of queries and relevant documents shares.
+
+A query's loss is the cross-entropy of its document among those of its batch and some drawn at random.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from beir import Beir, BeirError, Texts
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from index import GaussearchError
 
 TOP_K = 10
 BLOCK = 128
 """Queries that are ranked together: bounds memory."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class TrainingError(GaussearchError):
+    """A training that comes to nothing."""
+
+    code = "bad_training"
 
 
 class Pairs(NamedTuple):
@@ -52,13 +67,14 @@ def scores(query: tuple[Tensor, Tensor], document: tuple[Tensor, Tensor]) -> Ten
 def reciprocal_rank(asked: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], pairs: Pairs) -> float:
     """MRR@10 of queries, whose Gaussians (n, k) are one for each of `pairs`, over all documents `found`.
 
-    A tie counts against the relevant one, and so does what is no number.
+    A tie counts against the relevant one, and so does what is no number; where its own score is none, it is not found.
     """
     best: dict[int, float] = {}
     blocks = (torch.split(each, BLOCK) for each in (*pairs, *asked))
     for rows, relevant, mean, variance in zip(*blocks, strict=True):
         all_scores = scores((mean, variance), found)
-        ranks = (~(all_scores < all_scores.gather(1, relevant[:, None].to(mean.device)))).sum(1)
+        own = all_scores.gather(1, relevant[:, None].to(mean.device))
+        ranks = (~(all_scores < own)).sum(1).double().masked_fill(~own[:, 0].isfinite(), torch.inf)
         for query, rank in zip(rows.tolist(), ranks.tolist(), strict=True):
             best[query] = max(best.get(query, 0.0), 1 / rank if rank <= TOP_K else 0.0)
     return sum(best.values()) / len(best)
@@ -101,23 +117,104 @@ class Epoch:
     is_best: bool
 
 
-def epochs_of(
-    module: nn.Module, most: int, patience: int, once: Callable[[], float], reached: Callable[[], float]
-) -> Iterator[Epoch]:
-    """One epoch after the other, until `reached`, of the validation, has gained nothing for `patience` of them.
+@dataclass(frozen=True, slots=True)
+class PairRecipe:
+    """How a module is trained on pairs.
 
-    `once` trains for an epoch and returns its loss. In the end the module is the best one.
+    negatives: documents drawn at random for a step, besides the relevant ones of its batch.
     """
-    best, kept, since = -1.0, _copied(module), 0
-    for number in range(1, most + 1):
-        loss, validation = once(), reached()
-        since = 0 if validation > best else since + 1
-        if not since:
-            best, kept = validation, _copied(module)
-        yield Epoch(number, loss, validation, is_best=not since)
-        if since == patience:
-            break
-    module.load_state_dict(kept)
+
+    k: int = 128
+    epochs: int = 10
+    patience: int = 3
+    batch: int = 512
+    negatives: int = 512
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+class PairTraining(ABC, Generic[Module]):
+    """Trains a module, in steps of some pairs and negatives; the best by the validation's MRR@10 is kept."""
+
+    module: Module
+    longest_gradient: float | None = None
+    """Longer ones are cut."""
+
+    def __init__(self, training: Pairs, documents: int, recipe: PairRecipe) -> None:
+        """On pairs of rows, among `documents`. What it draws is the recipe's seed's."""
+        self._training, self._among, self.recipe = training, documents, recipe
+        self._generator = torch.Generator().manual_seed(recipe.seed)
+        self._others = OtherRelevant(training, documents)
+        self.steps = max(1, len(training.queries) // recipe.batch)
+        """Of an epoch."""
+        self._step = 0
+
+    @abstractmethod
+    def validate(self) -> float:
+        """MRR@10 of the validation."""
+
+    @abstractmethod
+    def _logits(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Logits (b, n) of rows of queries (b,) and of documents (n,)."""
+
+    def _optimise(self, groups: Iterable[dict[str, object]], warm_up: int) -> None:
+        """Takes AdamW for groups of parameters, whose `highest` is their learning rate after so many steps."""
+        self._optimiser = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98))
+        self._warm_up = warm_up
+
+    def run(self, advance: Callable[[], object], best: float = -1.0) -> Iterator[Epoch]:
+        """One epoch after the other, until the validation has gained nothing for `patience` of them over `best`, which
+        had been reached before, and over one another.
+
+        `advance` is called after every step. In the end the module is the best one. Raises TrainingError where a loss
+        or a weight is no number.
+        """
+        kept, since = _copied(self.module), 0
+        for number in range(1, self.recipe.epochs + 1):
+            loss, validation = self._epoch(number, advance), self.validate()
+            since = 0 if validation > best else since + 1
+            if not since:
+                best, kept = validation, _copied(self.module)
+            yield Epoch(number, loss, validation, is_best=not since)
+            if since == self.recipe.patience:
+                break
+        self.module.load_state_dict(kept)
+
+    def _epoch(self, number: int, advance: Callable[[], object]) -> float:
+        self.module.train()
+        order = torch.randperm(len(self._training.queries), generator=self._generator)
+        total = 0.0
+        for batch in torch.split(order, self.recipe.batch)[: self.steps]:
+            total += self._update(batch)
+            if not math.isfinite(total):
+                raise self._diverged(number)
+            advance()
+        # The last step may have been the first that did.
+        if not all(each.isfinite().all() for each in self.module.parameters()):
+            raise self._diverged(number)
+        return total / self.steps
+
+    def _diverged(self, number: int) -> TrainingError:
+        return TrainingError(f"the training diverged at epoch {number}: take a lower --learning-rate")
+
+    def _update(self, batch: Tensor) -> float:
+        queries, relevant = self._training.queries[batch], self._training.documents[batch]
+        drawn = torch.randint(self._among, (self.recipe.negatives,), generator=self._generator)
+        candidates, places = torch.unique(torch.cat([relevant, drawn]), return_inverse=True)
+        target = places[: len(batch)]
+        logits = self._logits(queries, candidates)
+        loss = cross_entropy(self._others.without(logits, queries, candidates, target), target.to(logits.device))
+        share = rise_and_fall(self._step, self.steps * self.recipe.epochs, self._warm_up)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["highest"] * share
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.longest_gradient is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.longest_gradient)
+        self._optimiser.step()
+        self._step += 1
+        return loss.item()
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
@@ -125,23 +222,12 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 
-class Run(Protocol):
-    """A training."""
-
-    steps: int
-    """Of an epoch."""
-
-    def run(self, advance: Callable[[], object]) -> Iterator[Epoch]:
-        """Trains; `advance` is called after every step."""
-        ...
-
-
-def told(training: Run, epochs: int, console: Console) -> Iterator[Epoch]:
-    """Trains, and says how it goes."""
+def run_with_bar(training: PairTraining[Module], console: Console, best: float = -1.0) -> Iterator[Epoch]:
+    """Trains, as `training.run`, and says how it goes."""
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("steps", total=epochs * training.steps, epoch=1)
-        for epoch in training.run(lambda: progress.advance(task)):
+        task = progress.add_task("steps", total=training.recipe.epochs * training.steps, epoch=1)
+        for epoch in training.run(lambda: progress.advance(task), best):
             console.print(f"epoch {epoch.number}: loss {epoch.loss:.3f}, validation MRR@10 {epoch.validation:.4f}")
             yield epoch
             progress.update(task, epoch=epoch.number + 1)

@@ -18,14 +18,13 @@ import torch
 import typer
 from beir import Beir
 from head_training import Heads, Recipe, Training
-from model_folder import loadable_at_the_end
-from pair_training import pairs_of, told
+from model_folder import require_writable, whole_model
+from pair_training import pairs_of, run_with_bar
 from rich.console import Console
 from safetensors.torch import save
 from text_features import CACHE, Features
 
 from index import GaussearchError
-from index.durable import write_atomically
 from index.text import Role
 from index.text.config import CONFIG_FILE, HeadConfig
 from index.text.head import HEAD_FILE
@@ -47,7 +46,7 @@ DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.FLOA
 
 
 def write_model(folder: Path, heads: Heads, base: str, base_fingerprint: str, recipe: Recipe, dtype: Dtype) -> None:
-    """Writes the folder of the model; interrupted, it does not load: no old heads are read with new settings."""
+    """Writes the folder of the model; what was there before remains until all is on disk."""
     # Biases are few, and all that a dimension of variances may have.
     tensors = {
         name: tensor.to(DTYPES[dtype] if tensor.ndim > 1 else torch.float32).contiguous()
@@ -55,8 +54,8 @@ def write_model(folder: Path, heads: Heads, base: str, base_fingerprint: str, re
     }
     config = HeadConfig(base=base, base_fingerprint=base_fingerprint, beta=recipe.beta)
     written = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
-    with loadable_at_the_end(folder, {CONFIG_FILE: written.encode()}):
-        write_atomically(folder / HEAD_FILE, save(tensors))
+    with whole_model(folder, {CONFIG_FILE: written.encode()}) as partial:
+        (partial / HEAD_FILE).write_bytes(save(tensors))
 
 
 def main(
@@ -83,19 +82,20 @@ def main(
     console = Console(stderr=True)
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = Recipe(k, epochs, patience, batch, negatives, learning_rate, weight_decay, noise, tied=tied, seed=seed)
+    recipe = Recipe(k, epochs, patience, batch, negatives, learning_rate, weight_decay, seed, noise, tied=tied)
     try:
         corpus = Beir.read(folder)
         used = corpus.queries.only(corpus.qrels([*splits.split(","), *validation.split(",")]))
         pairs, held_out = pairs_of(corpus, splits, used), pairs_of(corpus, validation, used)
+        require_writable(target)
         target.mkdir(parents=True, exist_ok=True)
         on, features = find_model(base, within=target, download=base.startswith("hub:")), Features(cache, console)
         documents = features.embeddings(on, corpus.documents.texts, Role.DOCUMENT)
         queries = features.embeddings(on, used.texts, Role.QUERY)
         training = Training(queries, documents, pairs, held_out, recipe)
-        for _ in told(training, recipe.epochs, console):
+        for _ in run_with_bar(training, console):
             pass
-        write_model(target, training.heads, base, fingerprint(on, None), recipe, dtype)
+        write_model(target, training.module, base, fingerprint(on, None), recipe, dtype)
     except (GaussearchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

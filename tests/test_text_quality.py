@@ -14,7 +14,6 @@ import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from index.errors import ModelError
 from index.text import Role, TextPrecision, load_encoder
 from tests.text_models import WIDTH, WORDS, mrl_checkpoint, sentence_model
 
@@ -126,10 +125,10 @@ def test_training_finds_more_than_it_began_with(scripts: Any) -> None:
     pairs = pairs_of(torch.arange(200), torch.arange(200))
     recipe = training.Recipe(k=8, epochs=40, patience=40, batch=20, negatives=50, learning_rate=0.02, noise=0.1)
     run = training.Training(queries, documents, pairs, pairs, recipe)
-    before = training.rank_of(run.heads, queries, documents, pairs)
+    before = run.validate()
     epochs = list(run.run(lambda: None))
     assert epochs[-1].loss < epochs[0].loss
-    best = training.rank_of(run.heads, queries, documents, pairs)
+    best = run.validate()
     assert best == max(epoch.validation for epoch in epochs)
     assert best > before + 0.2
 
@@ -277,22 +276,46 @@ def test_carried_head_finds_what_the_sample_asks_for(scripts: Any, sample: Path)
     assert first.float().mean() > 0.8
 
 
-def test_heads_whose_writing_is_interrupted_are_no_model(
-    scripts: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("last", ["head.safetensors", "encoder.json"])
+def test_heads_whose_writing_is_interrupted_leave_those_before(
+    scripts: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     target = tmp_path / "head"
-    trained(scripts, corpus, target)
-    module, folders = scripts("train_head"), scripts("model_folder")
-    write = folders.write_atomically
+    before = trained(scripts, corpus, target)
+    module, write = scripts("train_head"), Path.write_bytes
 
-    def interrupted(path: Path, data: bytes) -> None:
-        if path.name == "encoder.json":
+    def interrupted(path: Path, data: bytes) -> int:
+        if path.name == last:
             raise KeyboardInterrupt
-        write(path, data)
+        return write(path, data)
 
-    monkeypatch.setattr(folders, "write_atomically", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     heads, recipe = module.Heads(torch.eye(WIDTH), module.Recipe(k=4)), module.Recipe(k=4)
     with pytest.raises(KeyboardInterrupt):
         module.write_model(target, heads, str(corpus / "model"), "0" * 64, recipe, module.Dtype.FLOAT32)
-    with pytest.raises(ModelError, match=r"it holds no encoder\.json"):
-        load_encoder(target)
+    load_encoder(target)
+    assert {path.name for path in target.iterdir()} == {"head.safetensors", "encoder.json"}
+    after = load_file(target / "head.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_where_no_head_can_be_written_none_is_trained(scripts: Any, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "head").touch()
+    done = run(scripts, "train_head", corpus, "--to", str(tmp_path / "head"), "--base", str(corpus / "model"))
+    assert done.exit_code == 1
+    assert f"error: {tmp_path / 'head'}: no model can be written there: it is no folder" in done.output
+    assert "epoch" not in done.output
+
+
+def test_heads_that_diverge_are_not_written(scripts: Any, corpus: Path, tmp_path: Path) -> None:
+    effort = ["--batch", "8", "--learning-rate", "1e30", "--base", str(corpus / "model")]
+    done = run(scripts, "train_head", corpus, "--to", str(tmp_path / "head"), *effort)
+    assert done.exit_code == 1, done.output
+    assert "error: the training diverged at epoch 1: take a lower --learning-rate" in done.output
+    assert not list((tmp_path / "head").iterdir())
+
+
+def test_what_has_no_number_is_not_found(scripts: Any) -> None:
+    training = scripts("pair_training")
+    asked = found = (torch.full((3, 2), torch.nan), torch.ones(3, 2))
+    assert training.reciprocal_rank(asked, found, training.Pairs(torch.arange(3), torch.arange(3))) == 0
