@@ -35,7 +35,7 @@ LONGEST_TAIL = 1 << 15
 TAIL_SHARE = 0.25
 """Documents of a tail, and their share of those before it, up to which one of the two keeps what has been opened."""
 
-HEADER_BYTES = 1024
+LISTS_HEADER_BYTES = 1024
 """More than stands before the arrays of a file of lists."""
 
 
@@ -159,7 +159,7 @@ def _require_room(
 
 def _lists(file: IndexFile, documents: int, lists: int, width: int) -> Lists:
     try:
-        read = Lists.from_bytes(file.contents(4 * (documents + lists * width) + HEADER_BYTES))
+        read = Lists.from_bytes(file.contents(4 * (documents + lists * width) + LISTS_HEADER_BYTES))
     except ValueError as error:
         raise CorruptIndexError(f"{file.path}: {error}") from error
     if len(read.members) != documents:

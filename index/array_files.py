@@ -13,10 +13,10 @@ from index.errors import CorruptIndexError
 from index.records import FileEntry
 from index.untrusted import IndexFile
 
-__all__ = ["map_array", "read_rows", "rows_to_bytes", "write_array"]
+__all__ = ["HEADER_BYTES", "map_array", "read_rows", "rows_to_bytes", "write_array"]
 
 HEADER_BYTES = 256
-"""More than NumPy writes before an array of two dimensions."""
+"""More than NumPy writes before an array of one or two dimensions."""
 _ARRAY = re.compile(
     rb"\x93NUMPY\x01\x00(?P<size>..)"
     rb"\{'descr': '(?P<items>[!-&(-~]+)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]*)\), \} *\n",

@@ -18,12 +18,13 @@ from index.archives import FolderWriter, TarWriter, is_other_archive, is_tar
 from index.durable import sync
 from index.errors import BackupError, CorruptIndexError, GenerationNotFoundError
 from index.holding import hold
+from index.layout import manifest_name, record_name
 from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.records import FileEntry
 from index.storage import IndexDirectory
 
-__all__ = ["CURRENT", "back_up", "record_name"]
+__all__ = ["CURRENT", "back_up"]
 
 CURRENT = PurePosixPath("CURRENT")
 LAST_FILE: Final = "vectors.faiss"
@@ -84,7 +85,7 @@ def _copied(directory: IndexDirectory, number: int, target: Path, progress: Prog
             TarWriter(beside, target, manifest.created.timestamp()) if is_tar(target) else FolderWriter(beside)
         ) as writer:
             record = directory.manifest_file(number)
-            for name in (CURRENT, PurePosixPath("manifests", record.name), record_name(number)):
+            for name in (CURRENT, manifest_name(number), record_name(number)):
                 data = record.read_bytes() if name.suffix == ".json" else token
                 writer.add(name, len(data), io.BytesIO(data))
             for name, entry in files.items():
@@ -128,11 +129,6 @@ def _checked(path: Path, entry: FileEntry) -> Iterator[_Checked]:
         raise CorruptIndexError(f"{path} is missing") from error
     if checked.hash.hexdigest() != entry.blake3:
         raise CorruptIndexError(f"{path} does not match its checksum")
-
-
-def record_name(number: int) -> PurePosixPath:
-    """What the file of a backup is called that says what CURRENT says, too."""
-    return PurePosixPath("manifests", f"{number:08d}.blake3")
 
 
 def _remove(path: Path) -> None:

@@ -3,9 +3,9 @@ what else its kind is searched by, which must fit into memory once it is served,
 
 The corpus is hashed, so that a resumed build knows it again, and then read once (index.build_reading). Reading cuts it
 into segments, checks it and fits the standardisation; then the segments are encoded, on the GPU where there is one,
-into FAISS indexes (index.build_encoding); then the index is published in one step (index.storage). Every segment that
-has been read is listed in `staging/`, so that the same command goes on where a killed build stopped. What is written is
-synced behind the build's back, and all of it before the index is published.
+into FAISS indexes (index.build_encoding); then the index is published in one step (index.publication). Every segment
+that has been read is listed in `staging/`, so that the same command goes on where a killed build stopped. What is
+written is synced behind the build's back, and all of it before the index is published.
 """
 
 import time

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from index.array_files import read_rows, rows_to_bytes
+from index.array_files import HEADER_BYTES, read_rows, rows_to_bytes
 from index.codebook import Codebook
 from index.codes_record import CodesRecord, GraphRecord, ListsRecord
 from index.durable import checksum, write_atomically
 from index.errors import CorruptIndexError
 from index.factory_codebook import FactoryCodebook
-from index.layout import Layout
+from index.layout import Folder, Layout
 from index.manifest import Manifest
 from index.records import FileEntry
 from index.scalar_codebook import ScalarCodebook
@@ -31,9 +31,6 @@ __all__ = [
     "verify_files",
     "write_deleted_rows",
 ]
-
-HEADER_BYTES = 1024
-"""More than stands before an array."""
 
 AnyCodebook = Codebook | FactoryCodebook | ScalarCodebook
 
@@ -113,7 +110,7 @@ def files_of(layout: Layout, manifest: Manifest) -> dict[Path, FileEntry]:
     found: dict[Path, FileEntry] = {}
     for entry in manifest.segments:
         segment = read_segment_manifest(layout.segments / entry.id, entry)
-        folder = Path("segments", entry.id)
+        folder = Path(Folder.SEGMENTS, entry.id)
         size = (layout.segments / entry.id / "segment.json").stat().st_size
         found[folder / "segment.json"] = FileEntry(bytes=size, blake3=entry.blake3)
         found |= {folder / name: segment.files[name] for name in sorted(segment.files)}
@@ -123,11 +120,11 @@ def files_of(layout: Layout, manifest: Manifest) -> dict[Path, FileEntry]:
 def shared_files(manifest: Manifest) -> dict[Path, FileEntry]:
     """The files of a generation that lie outside of its segments, but its manifest, relative to the directory."""
     deletes = [entry.deletes for entry in manifest.segments if entry.deletes is not None]
-    found = {Path("deletes", each.name): each.file for each in deletes}
+    found = {Path(Folder.DELETES, each.name): each.file for each in deletes}
     if manifest.codes is not None:
-        found[Path("codebooks", manifest.codes.codebook)] = manifest.codes.file
+        found[Path(Folder.CODEBOOKS, manifest.codes.codebook)] = manifest.codes.file
     if manifest.structure is not None:
-        found[Path("structures", manifest.structure.name)] = manifest.structure.file
+        found[Path(Folder.STRUCTURES, manifest.structure.name)] = manifest.structure.file
     return found
 
 

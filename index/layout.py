@@ -14,12 +14,35 @@ my-index/
   .lock                       held by the one process that writes (index.locking)
 """
 
-from pathlib import Path
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
 
-__all__ = ["MANIFESTS", "RECORDS", "Layout"]
+__all__ = ["MANIFESTS", "RECORDS", "Folder", "Layout", "manifest_name", "record_name"]
 
 MANIFESTS, RECORDS = "[0-9]" * 8 + ".json", "[0-9]" * 8 + ".blake3"
 """What the two files of a generation are called, in manifests/."""
+
+
+class Folder(StrEnum):
+    """What the folders of an index are called."""
+
+    MANIFESTS = "manifests"
+    SEGMENTS = "segments"
+    CODEBOOKS = "codebooks"
+    STRUCTURES = "structures"
+    DELETES = "deletes"
+    PINS = "pins"
+    STAGING = "staging"
+
+
+def manifest_name(generation: int) -> PurePosixPath:
+    """What the manifest of a generation is called in an index, or a backup."""
+    return PurePosixPath(Folder.MANIFESTS, f"{generation:08d}.json")
+
+
+def record_name(generation: int) -> PurePosixPath:
+    """What the file is called in which it stands what CURRENT said while that generation was live."""
+    return PurePosixPath(Folder.MANIFESTS, f"{generation:08d}.blake3")
 
 
 class Layout:
@@ -29,13 +52,13 @@ class Layout:
         self.path = Path(path)
         self.current_file = self.path / "CURRENT"
         self.lock_file = self.path / ".lock"
-        self.manifests = self.path / "manifests"
-        self.segments = self.path / "segments"
-        self.codebooks = self.path / "codebooks"
-        self.structures = self.path / "structures"
-        self.deletes = self.path / "deletes"
-        self.pins = self.path / "pins"
-        self.staging = self.path / "staging"
+        self.manifests = self.path / Folder.MANIFESTS
+        self.segments = self.path / Folder.SEGMENTS
+        self.codebooks = self.path / Folder.CODEBOOKS
+        self.structures = self.path / Folder.STRUCTURES
+        self.deletes = self.path / Folder.DELETES
+        self.pins = self.path / Folder.PINS
+        self.staging = self.path / Folder.STAGING
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -52,8 +75,8 @@ class Layout:
 
     def manifest_file(self, generation: int) -> Path:
         """Where the manifest of a generation lies."""
-        return self.manifests / f"{generation:08d}.json"
+        return self.path / manifest_name(generation)
 
     def record_file(self, generation: int) -> Path:
         """Where it stands what CURRENT said while that generation was live."""
-        return self.manifests / f"{generation:08d}.blake3"
+        return self.path / record_name(generation)

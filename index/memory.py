@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from index.errors import CorruptIndexError, InsufficientMemoryError
+from index.layout import Folder
 from index.manifest import Manifest
 from index.scanning import SCANNED
 from index.untrusted import IndexFile
@@ -78,10 +79,10 @@ def _require_files(manifest: Manifest, path: Path) -> None:
     """Raises CorruptIndexError where segments do not even have the bytes of as many Gaussians as they are said to, or
     a graph or lists are of another size: it is not memory then that is missing."""
     for entry in manifest.segments:
-        file = path / "segments" / entry.id / "gaussians.npy"
+        file = path / Folder.SEGMENTS / entry.id / "gaussians.npy"
         size = file.stat().st_size if file.is_file() else 0
         if size < 8 * manifest.k * entry.documents:
             raise CorruptIndexError(f"{file} has {size} bytes, fewer than {entry.documents} documents take")
     if manifest.structure is not None:
-        with IndexFile(path / "structures" / manifest.structure.name, manifest.structure.file, folders=1).open():
+        with IndexFile(path / Folder.STRUCTURES / manifest.structure.name, manifest.structure.file, folders=1).open():
             pass  # of the size that it should have

@@ -10,17 +10,19 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from index.archives import Archive, FolderArchive, TarArchive, is_tar
-from index.backup import CURRENT, record_name
+from index.backup import CURRENT
 from index.build_options import WriteOptions
+from index.current import TOKEN_BYTES
 from index.durable import checksum, measure, sync
 from index.errors import BackupError, CorruptIndexError, UnsupportedFormatError
 from index.generation_files import shared_files
 from index.generations import MANIFEST_BYTES
+from index.layout import Folder, manifest_name, record_name
 from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
 from index.records import FileEntry
 from index.segment_records import SegmentEntry
-from index.segments import read_segment_manifest
+from index.segments import SEGMENT_RECORD_BYTES, read_segment_manifest
 from index.storage import IndexDirectory
 from index.writer import made_now
 
@@ -28,9 +30,6 @@ __all__ = ["restore"]
 
 LAST_GENERATION: Final = 99_000_000
 """Numbers have eight digits: a backup must not use them up."""
-CURRENT_BYTES: Final = 256
-SEGMENT_BYTES: Final = 1 << 16
-"""What is read at most of a file that nothing has said the size of: CURRENT and a segment.json."""
 
 
 def restore(
@@ -92,19 +91,19 @@ def _read_manifest(archive: Archive) -> Manifest:
     with tempfile.TemporaryDirectory() as folder:
         staged = IndexDirectory(folder)
         staged.manifests.mkdir()
-        token = _contents(archive, CURRENT, CURRENT_BYTES)
+        token = _contents(archive, CURRENT, TOKEN_BYTES)
         staged.current_file.write_bytes(token)
         number = staged.live_generation()
         if number is None:
             raise CorruptIndexError(f"{archive.where(CURRENT)} does not name a manifest and its checksum")
-        name = PurePosixPath("manifests", f"{number:08d}.json")
+        name = manifest_name(number)
         (staged.path / name).write_bytes(_contents(archive, name, MANIFEST_BYTES))
         try:
             manifest = staged.manifest()
         except (CorruptIndexError, UnsupportedFormatError) as error:
             here = archive.where(PurePosixPath("-")).removesuffix("-")
             raise type(error)(str(error).replace(f"{staged.path}/", here)) from error
-    if _contents(archive, record_name(number), CURRENT_BYTES) != token:
+    if _contents(archive, record_name(number), TOKEN_BYTES) != token:
         raise CorruptIndexError(f"{archive.where(record_name(number))} does not say what {archive.where(CURRENT)} says")
     _require_own_names(archive, manifest)
     return manifest
@@ -139,9 +138,9 @@ def _put_in_place(archive: Archive, manifest: Manifest, directory: IndexDirector
 
 def _segment_files(archive: Archive, entry: SegmentEntry, directory: IndexDirectory) -> dict[PurePosixPath, FileEntry]:
     """The files of a segment but for segment.json, which says so and is put in place."""
-    folder = PurePosixPath("segments", entry.id)
+    folder = PurePosixPath(Folder.SEGMENTS, entry.id)
     name = folder / "segment.json"
-    data = _contents(archive, name, SEGMENT_BYTES)
+    data = _contents(archive, name, SEGMENT_RECORD_BYTES)
     if checksum(data) != entry.blake3:
         raise CorruptIndexError(f"{archive.where(name)} does not match its checksum in the manifest")
     path = directory.path / name

@@ -33,6 +33,7 @@ from index.segment_records import SegmentEntry, SegmentManifest
 from index.untrusted import IndexFile
 
 __all__ = [
+    "SEGMENT_RECORD_BYTES",
     "Segment",
     "find_segment",
     "open_segment",
@@ -40,7 +41,7 @@ __all__ = [
     "verify_segment",
 ]
 
-MANIFEST_BYTES = 1 << 16
+SEGMENT_RECORD_BYTES = 1 << 16
 """More than any segment.json has."""
 CHECKED_BYTES = 1 << 20
 """Gaussians checked at a time: as much as stays in a core's cache."""
@@ -113,7 +114,7 @@ def find_segment(folder: Path, documents: int, codebook: str | None) -> SegmentE
     """The entry of a segment that an interrupted build completed, with the codebook of that checksum if any: None where
     it is not there, not whole or another."""
     try:
-        data = IndexFile(folder / "segment.json", folders=2).contents(MANIFEST_BYTES)
+        data = IndexFile(folder / "segment.json", folders=2).contents(SEGMENT_RECORD_BYTES)
         manifest = SegmentManifest.model_validate_json(data)
         entry = manifest.entry(checksum(data))
         verify_segment(folder, entry)
@@ -164,7 +165,7 @@ def _file(folder: Path, manifest: SegmentManifest, name: str) -> IndexFile:
 def read_segment_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
     """What segment.json says; raises CorruptIndexError where it is not what the index's manifest expects."""
     path = folder / "segment.json"
-    data = IndexFile(path, folders=2).contents(MANIFEST_BYTES)
+    data = IndexFile(path, folders=2).contents(SEGMENT_RECORD_BYTES)
     if checksum(data) != entry.blake3:
         raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
     try:

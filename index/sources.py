@@ -178,6 +178,7 @@ class Corpus:
         batch_rows: int | None = None,
         cut_every: int | None = None,
         k: int | None = None,
+        ahead: bool = True,
     ) -> Iterator[SourceBatch]:
         """The corpus from `start` on, in batches of 1 to `batch_rows` rows, none of which spans two files. If it is not
         given, they are of thousands.
@@ -186,7 +187,7 @@ class Corpus:
         after that batch. What lies before is skipped without being checked. cut_every: also ends a batch after every so
         many good rows, counted from `start`; rejected rows up to there have then been written, and no others. k: the
         width that every row must have, that of an index; otherwise the first good row of the corpus (not of what is
-        left of it) decides.
+        left of it) decides. ahead: reads the next batch, and encodes its texts, in a thread while the last is used.
 
         Raises SourceError for a file that cannot be read and, without `rejected`, for the first bad row; and
         InvalidOptionError for a `start` outside the corpus or `batch_rows` or `cut_every` below 1.
@@ -204,7 +205,9 @@ class Corpus:
             k = self._width(batch_rows)
         # Checked here and not in the thread that reads: most of checking is Python, which two threads cannot run at
         # once, and most of reading is not. A build of Parquet takes a tenth less time for it, on two cores.
-        raw = read_ahead(self._raw(start, batch_rows))
+        raw: Iterator[tuple[int, RawBatch]] = self._raw(start, batch_rows)
+        if ahead:
+            raw = read_ahead(self._raw(start, batch_rows))
         checker = RowChecker(self.columns, self.variance_as, k, of_index=of_index)
         return self._reported(self._checked(raw, checker), cut_every or sys.maxsize)
 

@@ -158,7 +158,7 @@ class Batcher(JobThread[SearchJob]):
         while self._jobs and (not batch or rows + self._jobs[0].rows <= self._max_rows):
             job = self._jobs.popleft()
             self._set_waiting(self._waiting - job.rows)
-            if not self._is_dropped(job):
+            if not self._drop_if_given_up(job):
                 batch.append(job)
                 rows += job.rows
         return batch
@@ -175,7 +175,7 @@ class Batcher(JobThread[SearchJob]):
             # search for each request would let whoever sends bad ones have everybody searched for one by one.
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
-                if wanted := [job for job in half if job.given_up(LATE_IN_SEARCH) is None]:
+                if wanted := [job for job in half if job.drop_if_given_up(LATE_IN_SEARCH) is None]:
                     self._search(wanted)
         except Exception as error:
             # Whatever one batch raises, the thread must live on for the others.

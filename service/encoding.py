@@ -69,7 +69,7 @@ class Encoding(JobThread[_Job]):
         started = time.monotonic()
         encoder = load_encoder(settings.model, device=settings.device, precision=settings.model_precision)
         # Nothing is submitted before there is an encoder, so that the thread begins by waiting.
-        self._thread.start()
+        self.start()
         self._encoder = encoder
         logger.info("encoding with %s, loaded in %.2f s", encoder.record.name, time.monotonic() - started)
 
@@ -94,6 +94,9 @@ class Encoding(JobThread[_Job]):
     def _work(self) -> None:
         while turns := self._take():
             self._encode(turns)
+            # While nothing comes, texts of requests that have been answered must not be kept.
+            turns.clear()
+            self._batch.clear()
 
     def _take(self) -> list[tuple[_Job, range]]:
         """The texts of the next batch, some of each request that waits and has the role of the first; nothing once

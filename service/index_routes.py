@@ -82,10 +82,11 @@ async def describe(request: Request) -> Response:
     "/livez",
     summary="Is the process able to work?",
     response_model=StatusResponse,
-    responses=_unwell("The search thread has died."),
+    responses=_unwell("A thread that searches, encodes texts or writes has died."),
 )
 async def livez(request: Request) -> Response:
-    """200 while the search thread lives, 503 once it has died and the process should be restarted."""
+    """200 while the threads live that search, encode texts and write, 503 once one of them has died and the process
+    should be restarted."""
     state: State = request.app.state.gaussearch
     threads: list[JobThread[Any]] = [state.batcher, state.encoding]
     if state.keys.admin:

@@ -37,8 +37,9 @@ class Job(Generic[Outcome]):
         """Whether nobody waits for it: the client has gone or the deadline has passed."""
         return self.future.done() or time.monotonic() >= self.deadline
 
-    def given_up(self, late: str) -> Literal["deadline", "cancelled"] | None:
-        """Why nobody waits for it any more; if so, it is answered: with `late`, where it is too late for it."""
+    def drop_if_given_up(self, late: str) -> Literal["deadline", "cancelled"] | None:
+        """Answers it where nobody waits for it any more, with `late` where it is too late for it; why that is so, if it
+        is."""
         # Whoever waits gives up at the deadline too: a late job may also be cancelled, and the deadline is why.
         if time.monotonic() >= self.deadline or (self.future.done() and not self.future.cancelled()):
             self.settle(DeadlineExceededError(late))
@@ -151,8 +152,7 @@ class JobThread(ABC, Generic[AnyJob]):
             self._drop_abandoned()
         if self._is_full(job):
             self._metrics.rejected.labels("overloaded").inc()
-            # By then half of what waits should be done.
-            seconds = max(1, round(self._waiting * self._seconds_per_row / 2))
+            seconds = max(1, round(self._retry_seconds()))
             raise OverloadedError(
                 f"{self._waiting} {self.WAITING} and {self._limit} may: try again later",
                 headers={"Retry-After": str(seconds)},
@@ -160,19 +160,23 @@ class JobThread(ABC, Generic[AnyJob]):
         self._jobs.append(job)
         self._set_waiting(self._waiting + job.rows)
 
+    def _retry_seconds(self) -> float:
+        """After how long whoever finds the queue full is to come again: by then half of what waits should be done."""
+        return self._waiting * self._seconds_per_row / 2
+
     def _is_full(self, job: AnyJob) -> bool:
         return bool(self._jobs) and self._waiting + job.rows > self._limit
 
     def _drop_abandoned(self) -> None:
         """Frees the places of those who have given up before the thread comes to them."""
-        kept = [job for job in self._jobs if not self._is_dropped(job)]
+        kept = [job for job in self._jobs if not self._drop_if_given_up(job)]
         self._jobs.clear()
         self._jobs.extend(kept)
         self._set_waiting(sum(job.rows for job in kept))
 
-    def _is_dropped(self, job: AnyJob) -> bool:
-        """Whether nobody waits for a queued job any more; if so, it is counted and answered."""
-        reason = job.given_up(self.LATE)
+    def _drop_if_given_up(self, job: AnyJob) -> bool:
+        """Counts and answers a queued job where nobody waits for it any more; whether that is so."""
+        reason = job.drop_if_given_up(self.LATE)
         if reason is not None:
             self._metrics.rejected.labels(reason).inc()
         return reason is not None

@@ -90,6 +90,12 @@ class LiveIndex:
             raise NotReadyError("this index is not written to here")
         return searcher
 
+    def is_current(self, searcher: Searcher) -> bool:
+        """Whether this is the searcher in use, of what CURRENT names now. By its token: a folder that takes the index's
+        place may have generations of the same numbers. Blocks; raises what `current_token` raises, and OSError."""
+        token = self._directory.current_token()
+        return token == self._served and searcher is self._searcher
+
     async def load_first(self) -> None:
         """Loads the index; raises what `load` raises, since there is nothing to fall back on."""
         await asyncio.to_thread(self.reload)
@@ -138,13 +144,16 @@ class LiveIndex:
         # In case it cannot be loaded; once it has been, there is nothing to try again.
         self._token, self._retry_at = token, started + RETRY_SECONDS
         searcher = load(self._settings, self._searcher, self._model())
-        self._served, self._retry_at = token, math.inf
+        self._retry_at = math.inf
         manifest = searcher.manifest
         # Before the searcher: who is answered by the new generation is not told of the last one's state.
         self.last_error = None
         self._metrics.generation.set(manifest.generation)
         self._metrics.documents.set(manifest.documents)
+        # For `is_current`, in another thread: no searcher stands beside the token of another.
+        self._served = ""
         self._searcher = searcher
+        self._served = token
         logger.info(
             "serving generation %d of %s: %d documents, k=%d, %s, %s, loaded in %.2f s",
             manifest.generation,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ __all__ = [
 BATCH_QUERIES = 128
 TEXTS_TOGETHER = 32
 """Texts that a service is asked at a time to encode: a model takes long, and a request must be answered in time."""
+
+TRIES = 6
+"""How often a service that says when to come again is asked."""
+LONGEST_WAIT = 30.0
+"""Seconds that are waited between two tries, at most, whatever it says."""
 
 
 class RemoteError(GaussearchError):
@@ -93,7 +99,9 @@ def read_queries(
     corpus = Corpus([path], columns=columns, variance_as=variance_as, texts=texts_by)
     corpus.require_role(Role.QUERY)
     model = corpus.model()
-    for batch in corpus.batches(batch_rows=BATCH_QUERIES):
+    # A thread that waits for a service would keep a process that is told to end.
+    is_remote = texts_by is not None and isinstance(texts_by.encoder, RemoteRunner)
+    for batch in corpus.batches(batch_rows=BATCH_QUERIES, ahead=not is_remote):
         texts: list[str | None] = [None] * len(batch.gaussians)
         if batch.payload is not None and "text" in batch.payload.schema.names:
             texts = batch.payload["text"].to_pylist()
@@ -164,6 +172,7 @@ class RemoteRunner:
         self._url = url.rstrip("/")
         self._trust = True if ca is None else client_context(ca)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._read_by: str | None = None
 
     @functools.cached_property
     def model(self) -> ModelRecord | None:
@@ -184,15 +193,19 @@ class RemoteRunner:
                 f"{self._url} has no model to read texts with: start it with --model, or name the model of its index "
                 "here with --model"
             )
+        self._read_by = self.model.fingerprint
         return self.model
 
     def encode(self, texts: Sequence[str], role: Role) -> Gaussians:
-        """As TextEncoder, some texts at a time; raises RemoteError where the service has no model."""
+        """As TextEncoder, some texts at a time; raises RemoteError where the service has no model, or another than it
+        had before."""
         made: list[dict[str, Any]] = []
         step = min(TEXTS_TOGETHER, int(self._ask("GET", "/v1/index", "limits")["max_queries"]))
         for first in range(0, len(texts), step):
             body = {"texts": list(texts[first : first + step]), "role": role.value}
-            made += self._ask("POST", "/v1/encode", "gaussians", body)
+            answer = self._answer("POST", "/v1/encode", body)
+            self._require_model(self._field(answer, "model"))
+            made += self._field(answer, "gaussians")
         return Gaussians.from_arrays([each["mean"] for each in made], [each["variance"] for each in made])
 
     def search(self, queries: Gaussians, asked: Asked) -> list[list[Result]]:
@@ -213,20 +226,57 @@ class RemoteRunner:
             ]
         return found
 
+    def _require_model(self, made_by: Any) -> None:
+        """Raises RemoteError unless texts were read by the model that the service had at first."""
+        now = made_by.get("fingerprint") if isinstance(made_by, dict) else None
+        if self._read_by not in (None, now):
+            raise RemoteError(
+                f"{self._url} reads texts with another model now than at first: it was started anew meanwhile. Run "
+                "this again, so that one model reads all texts"
+            )
+        self._read_by = now
+
     def _ask(self, method: str, path: str, field: str, body: dict[str, Any] | None = None) -> Any:
         """One field of the answer to a request."""
-        try:
-            response = httpx.request(
-                method, f"{self._url}{path}", json=body, headers=self._headers, timeout=60.0, verify=self._trust
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RemoteError(f"{self._url} does not answer: {error}") from error
-        if response.status_code != httpx.codes.OK:
-            raise RemoteError(f"{self._url} answered {response.status_code}: {_detail(response)}")
+        return self._field(self._answer(method, path, body), field)
+
+    def _field(self, response: httpx.Response, field: str) -> Any:
         try:
             return response.json()[field]
         except (ValueError, KeyError, TypeError) as error:
             raise RemoteError(f"{self._url} is not a gaussearch service: {response.text[:200]!r}") from error
+
+    def _answer(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """The answer to a request, which is sent again, some times, where the service says when to."""
+        for _ in range(TRIES - 1):
+            response = self._send(method, path, body)
+            wait = _wait_of(response)
+            if wait is None:
+                break
+            _say_once(f"{self._url} is not able to answer yet: waiting for it")
+            time.sleep(wait)
+        else:
+            response = self._send(method, path, body)
+        if response.status_code != httpx.codes.OK:
+            raise RemoteError(f"{self._url} answered {response.status_code}: {_detail(response)}")
+        return response
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        try:
+            return httpx.request(
+                method, f"{self._url}{path}", json=body, headers=self._headers, timeout=60.0, verify=self._trust
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RemoteError(f"{self._url} does not answer: {error}") from error
+
+
+def _wait_of(response: httpx.Response) -> float | None:
+    """Seconds after which a request that was turned away for now is to be sent again; None for any other."""
+    said = response.headers.get("retry-after")
+    is_full = response.status_code == httpx.codes.TOO_MANY_REQUESTS
+    if not is_full and (response.status_code != httpx.codes.SERVICE_UNAVAILABLE or said is None):
+        return None
+    return min(float(said), LONGEST_WAIT) if said is not None and said.isdecimal() else 1.0
 
 
 def _detail(response: httpx.Response) -> str:

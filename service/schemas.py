@@ -1,4 +1,7 @@
-"""Bodies of requests, as OpenAPI shows them and as they are checked; service.responses has those of responses."""
+"""Bodies of requests, as OpenAPI shows them and as they are checked.
+
+service.responses, service.index_responses and service.write_responses have those of responses.
+"""
 
 import base64
 import binascii

@@ -3,8 +3,10 @@
 Each publishes one new generation, which a running service takes up by itself.
 """
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from index import (
     AddOptions,
     ChangeSummary,
     CompactOptions,
+    GaussearchError,
     IndexDirectory,
     WriteOptions,
     add_documents,
@@ -25,6 +28,7 @@ from index.documents import DocumentStore
 from index.drift import rebuild_reason
 from index.errors import DocumentNotFoundError, SourceError
 from index.generation_files import deleted_rows, open_segments
+from index.holding import hold
 from service.commands import IndexOption, described, errors, print_table, rejected_rows
 from service.files import contents_of
 from service.options import with_options
@@ -100,14 +104,12 @@ def delete(
         wanted = [*ids, *(more_ids or [])] if ids else _lines(ids_file or Path("-"))
         summary = delete_documents(wanted, IndexDirectory(index), options)
         _print_change(index, "deleted and published" if summary.deleted else "nothing to delete", summary)
-        for together in summary.missing[:SHOWN]:
-            apart = _ids_apart(IndexDirectory(index), together)
-            if apart:
-                print(
-                    f"{together!r} is one id, which is not there, and what its commas part is: "
-                    f"{' '.join(f'--ids {shlex.quote(each)}' for each in apart)}",
-                    file=sys.stderr,
-                )
+        for together, apart in _ids_apart(IndexDirectory(index), summary.missing[:SHOWN]).items():
+            print(
+                f"{together!r} is one id, which is not there, and what its commas part is: "
+                f"{' '.join(f'--ids {shlex.quote(each)}' for each in apart)}",
+                file=sys.stderr,
+            )
 
 
 @commands.command()
@@ -136,18 +138,27 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _ids_apart(directory: IndexDirectory, together: str) -> list[str]:
-    """The ids that commas in one part, where an index has documents of all of them: it may be that these were meant."""
-    parts = [part.strip() for part in together.split(",")]
-    if len(parts) == 1 or not all(parts):
-        return []
-    manifest = directory.manifest()
-    deleted = [deleted_rows(directory, entry) for entry in manifest.segments]
-    documents = DocumentStore(open_segments(directory, manifest, verify=False), deleted)
-    try:
-        return [documents.find(part).id for part in parts]
-    except DocumentNotFoundError:
-        return []
+def _ids_apart(directory: IndexDirectory, missing: Sequence[str]) -> dict[str, list[str]]:
+    """The ids that commas in these part, where an index has documents of all of them: it may be that these were meant.
+
+    Nothing where the index cannot be looked at: the command has done what it was to do.
+    """
+    parted = {together: [part.strip() for part in together.split(",")] for together in missing}
+    parted = {together: parts for together, parts in parted.items() if len(parts) > 1 and all(parts)}
+    if not parted:
+        # To open a large index takes seconds.
+        return {}
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(GaussearchError, OSError):
+        number = directory.manifest().generation
+        with hold(directory.pins, number):
+            manifest = directory.generation(number)
+            deleted = [deleted_rows(directory, entry) for entry in manifest.segments]
+            documents = DocumentStore(open_segments(directory, manifest, verify=False), deleted)
+            for together, parts in parted.items():
+                with contextlib.suppress(DocumentNotFoundError):
+                    found[together] = [documents.find(part).id for part in parts]
+    return found
 
 
 def _print_change(index: Path, title: str, summary: ChangeSummary, listed: dict[str, object] | None = None) -> None:

@@ -58,7 +58,7 @@ async def write(request: Request) -> Response:
     require_ids(body.documents)
     key = _key(request, raw)
     # What is sent again is not encoded again.
-    done = await state.writer.made_before(key) if key is not None else None
+    done = await _made_before(request, state, key, deadline) if key is not None else None
     if done is None:
         told = await gaussians_told(request, state, body.documents, Role.DOCUMENT, deadline)
         documents = documents_of(body.documents, told.gaussians, state.live.searcher().manifest)
@@ -148,6 +148,17 @@ def _key(request: Request, asked: bytes) -> RequestKey | None:
         raise InvalidRequestError(f"{KEY_HEADER} must be 1 to 255 visible ASCII characters, without spaces")
     what = f"{request.method} {request.url.path}\n".encode() + asked
     return RequestKey(checksum(key.encode())[:32], checksum(what)[:32])
+
+
+async def _made_before(request: Request, state: State, key: RequestKey, deadline: float) -> Done | None:
+    """As Writer.made_before; raises DeadlineExceededError, too."""
+    try:
+        return await wait_for(state.writer.made_before(key), request, deadline)
+    except DeadlineExceededError as error:
+        raise DeadlineExceededError(
+            "the deadline passed before it was known whether it has been made: send it again, with the same "
+            "Idempotency-Key"
+        ) from error
 
 
 async def _made(request: Request, state: State, change: Change, deadline: float) -> Done:

@@ -463,17 +463,17 @@ def test_a_thread_that_dies_leaves_nobody_waiting(bench: Open) -> None:
 def test_turning_away_costs_the_same_however_long_the_queue(bench: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full queue is not looked through for each client that it turns away."""
     looked_at: list[Any] = []
-    is_dropped = Batcher._is_dropped
+    drop_if_given_up = Batcher._drop_if_given_up
 
     def counted(batcher: Batcher, job: Any) -> bool:
         looked_at.append(job)
-        return is_dropped(batcher, job)
+        return drop_if_given_up(batcher, job)
 
     async def scenario() -> None:
         b = bench(queue_rows=500)
         first = await b.occupied()
         waiting = [b.submit(query(1)) for _ in range(500)]
-        monkeypatch.setattr(Batcher, "_is_dropped", counted)
+        monkeypatch.setattr(Batcher, "_drop_if_given_up", counted)
         monkeypatch.setattr(service.batching, "LOOKING_SHARE", 1e-9)
         for _ in range(100):
             with pytest.raises(OverloadedError):

@@ -13,6 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from index import IndexDirectory, LocalSearcher
+from index.errors import CorruptIndexError
+from index.generation_files import open_segments
+from index.holding import held
+from index.layout import Layout
+from index.manifest import Manifest
+from index.segments import Segment
 from service.cli import app
 from service.generation_commands import print_generations
 from service.progress import LineProgress
@@ -75,6 +81,37 @@ def test_ids_that_a_comma_parts_are_told_where_they_are_there(make_index: MakeIn
     hint = "'a, b c' is one id, which is not there, and what its commas part is: --ids a --ids 'b c'\n"
     assert said("a, b c", "nobody") == hint
     assert said("d,e") == ""
+    assert directory.manifest().documents == 2
+
+
+def test_a_hint_opens_the_index_once_holds_it_and_fails_no_deletion(
+    make_index: MakeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_index(random_gaussians(4, 3), ["a", "b", "c", "d"])
+    opened: list[set[int]] = []
+    errors: list[Exception] = []
+
+    def opening(layout: Layout, manifest: Manifest, *, verify: bool) -> list[Segment]:
+        opened.append(held(layout.pins))
+        if errors:
+            raise errors.pop()
+        return open_segments(layout, manifest, verify=verify)
+
+    monkeypatch.setattr("service.write_commands.open_segments", opening)
+
+    def said(*ids: str) -> str:
+        result = run("delete", "--index", directory.path, *(part for each in ids for part in ("--ids", each)))
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    assert said("nobody", "no one") == ""
+    assert opened == []
+    assert len(said("a,b", "a, b", "a,nobody", "b,a").splitlines()) == 3
+    assert opened == [{1}]
+    for error in (OSError(24, "Too many open files"), CorruptIndexError("damaged")):
+        errors.append(error)
+        assert said("c" if isinstance(error, OSError) else "d", "a,b") == ""
+    assert opened == [{1}, {2}, {3}]
     assert directory.manifest().documents == 2
 
 

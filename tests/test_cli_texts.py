@@ -1,19 +1,23 @@
 """Queries in words that a service reads, on the command line."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tokenizers import Tokenizer
 from typer.testing import CliRunner, Result
 
-from index import build_index
+from index import Columns, VarianceAs, build_index
 from index.text import Role
 from index.text.head import HeadEncoder
+from index.text.rows import TextSource
 from service import cli
 from service.app import create_app
+from service.runs import LONGEST_WAIT, TRIES, RemoteError, RemoteRunner, read_queries
 from service.settings import ServiceSettings
 from tests.conftest import random_gaussians, write_corpus
 from tests.text_models import head_model
@@ -75,6 +79,62 @@ def test_a_service_reads_the_texts_of_a_file(folder: Path, encoder: WordEncoder,
     evaluated = run("evaluate", "--queries", folder / "q.jsonl", "--qrels", folder / "qrels.tsv", *where)
     assert evaluated.exit_code == 0, evaluated.output
     assert "3 queries evaluated" in evaluated.stdout
+
+
+def test_a_service_that_is_full_or_not_ready_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    answers: list[httpx.Response] = []
+    monkeypatch.setattr("service.runs.time.sleep", waited.append)
+    monkeypatch.setattr("service.runs.httpx.request", lambda *_, **__: answers.pop(0))
+
+    def turned_away(status: int, **headers: str) -> httpx.Response:
+        return httpx.Response(status, headers={name.replace("_", "-"): said for name, said in headers.items()}, json={})
+
+    fine = httpx.Response(200, json={"model": None})
+    answers += [turned_away(429, retry_after="7"), turned_away(503, retry_after="900"), turned_away(429), fine]
+    assert RemoteRunner("http://there", None).model is None
+    assert waited == [7, LONGEST_WAIT, 1]
+    for refused, tries in ((turned_away(429, retry_after="2"), TRIES), (turned_away(503), 1), (turned_away(500), 1)):
+        answers[:] = [refused] * 20
+        with pytest.raises(RemoteError, match=f"answered {refused.status_code}"):
+            _ = RemoteRunner("http://there", None).model
+        assert len(answers) == 20 - tries
+
+
+def test_a_service_that_has_another_model_all_at_once_is_an_error(
+    folder: Path, encoder: WordEncoder, listen: Callable[..., int]
+) -> None:
+    runner = RemoteRunner(
+        f"http://127.0.0.1:{listen(create_app(ServiceSettings(index=folder / 'index', model='given')))}", None
+    )
+    source = TextSource(runner, Role.QUERY)
+    reading = read_queries(folder / "q.jsonl", Columns(), VarianceAs.VARIANCE, source)
+    assert len(next(reading).ids) == QUERIES
+    encoder.record = WordEncoder("another").record
+    for texts in (["a"], ["a"] * 40):
+        with pytest.raises(RemoteError, match="reads texts with another model now than at first"):
+            runner.encode(texts, Role.QUERY)
+    other = RemoteRunner(runner._url, None)
+    other.encode(["a"], Role.QUERY)
+    encoder.record = WordEncoder().record
+    with pytest.raises(RemoteError, match="reads texts with another model now than at first"):
+        other.encode(["a"], Role.QUERY)
+
+
+def test_no_thread_waits_for_a_service(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that did would keep a command that is told to end."""
+    reading: list[threading.Thread] = []
+
+    def encode(_: RemoteRunner, texts: list[str], role: Role) -> Any:
+        reading.append(threading.current_thread())
+        return WordEncoder().encode(texts, role)
+
+    monkeypatch.setattr(RemoteRunner, "encode", encode)
+    monkeypatch.setattr(RemoteRunner, "record", WordEncoder().record)
+    source = TextSource(RemoteRunner("http://there", None), Role.QUERY)
+    (batch,) = read_queries(folder / "q.jsonl", Columns(), VarianceAs.VARIANCE, source)
+    assert len(batch.ids) == QUERIES
+    assert reading == [threading.current_thread()]
 
 
 def test_texts_are_read_by_nobody_where_there_is_no_model(folder: Path, listen: Callable[..., int]) -> None:

@@ -1,6 +1,7 @@
 """Words over HTTP: searched for, written and encoded by the service's model, in batches and a queue of their own."""
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from index import Gaussians, IndexDirectory, build_index
 from index.errors import ModelError
 from index.text import Role
 from service.app import create_app
+from service.encoding import _Job
 from service.settings import ServiceSettings
 from tests.conftest import MakeIndex, Serve, random_gaussians
 from tests.serving import Client, wait_until
@@ -206,7 +208,7 @@ def asked_at_once(client: Client, encoder: WordEncoder, bodies: list[dict[str, A
     asking = threading.Thread(target=lambda: answers.extend(client.run(together(client, bodies))))
     asking.start()
     texts = sum(len(body["texts"]) for body in bodies)
-    wait_until(lambda: sum(job.rows for job in client.state.encoding._jobs) + sum(encoder.together) == texts)
+    wait_until(lambda: sum(job.rows for job in list(client.state.encoding._jobs)) + sum(encoder.together) == texts)
     encoder.gate.set()
     asking.join(60)
     return answers
@@ -279,6 +281,11 @@ def test_a_request_of_many_texts_does_not_keep_others(client: Client, encoder: W
     assert order[3] == "many"
     assert sum(encoder.together) == 206
     assert max(encoder.together) == 32
+
+
+def test_texts_that_have_been_encoded_are_not_kept_while_nothing_comes(client: Client) -> None:
+    assert client.post("/v1/encode", {"texts": ["a"] * 3}).status_code == 200
+    wait_until(lambda: not any(type(each) is _Job for each in gc.get_objects()))
 
 
 def test_no_more_of_a_request_is_encoded_than_somebody_waits_for(client: Client, encoder: WordEncoder) -> None:

@@ -14,7 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, add_documents, build_index, roll_back
+from index import (
+    BuildOptions,
+    Gaussians,
+    IndexDirectory,
+    LocalSearcher,
+    add_documents,
+    back_up,
+    build_index,
+    delete_documents,
+    restore,
+    roll_back,
+)
+from service.writing import LOOKS
 from tests.conftest import Serve, random_gaussians, write_corpus
 from tests.rankings import exact_scores
 from tests.serving import PATIENCE, Client, wait_until
@@ -169,6 +181,71 @@ def test_a_write_that_another_process_has_taken_back_is_made_again(client: Clien
     assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, None)
     assert again.json()["index"]["generation"] == 4
     assert client.get("/v1/documents/once").status_code == 200
+
+
+def test_a_write_that_a_replaced_folder_does_not_have_is_made_again(
+    client: Client, directory: IndexDirectory, tmp_path: Path
+) -> None:
+    """Even where the folder has got to a generation of the same number."""
+    body, key = body_of(random_gaussians(1, K, seed=7), ["once"]), {"Idempotency-Key": "k-1"}
+    back_up(directory, tmp_path / "backup")
+    assert write(client, body, **key).json()["index"]["generation"] == 2
+    directory.path.rename(tmp_path / "gone")
+    restore(tmp_path / "backup", directory)
+    delete_documents(["d0"], directory)
+    assert directory.live_generation() == 2
+    again = write(client, body, **key)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, None)
+    assert client.get("/v1/documents/once").status_code == 200
+    assert client.get("/v1/documents/d0").status_code == 404
+    assert directory.verify().documents == 40
+
+
+@pytest.fixture
+def hung(client: Client) -> Iterator[None]:
+    """CURRENT, which cannot be read before the test has ended."""
+    release, live = threading.Event(), client.state.live
+
+    def wait() -> str:
+        assert release.wait(PATIENCE)
+        return IndexDirectory.current_token(live._directory)
+
+    live._directory.current_token = wait  # type: ignore[method-assign]
+    yield
+    release.set()
+
+
+def test_a_write_sent_again_waits_no_longer_than_it_may(
+    client: Client, request: pytest.FixtureRequest, directory: IndexDirectory
+) -> None:
+    body, key = body_of(random_gaussians(1, K, seed=7), ["once"]), {"Idempotency-Key": "k-1"}
+    write(client, body, **key)
+    request.getfixturevalue("hung")
+    short = {"X-Request-Timeout-Ms": "50"}
+    for number in range(LOOKS + 2):
+        late = write(client, body, **key, **short)
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert ("before it was known whether it has been made" in late.json()["detail"]) == (number < LOOKS)
+    named = [thread.name for thread in threading.enumerate()]
+    assert named.count("gaussearch-look") == LOOKS
+    assert directory.live_generation() == 2
+
+
+def test_a_write_sent_again_is_queued_where_current_cannot_be_read(
+    client: Client, directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, key = body_of(random_gaussians(1, K, seed=7), ["once"]), {"Idempotency-Key": "k-1"}
+    write(client, body, **key)
+
+    def fail(_: object) -> str:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexDirectory, "current_token", fail)
+        failed = write(client, body, **key)
+    assert (failed.status_code, failed.json()["code"]) == (503, "write_failed")
+    assert write(client, body, **key).headers["idempotency-replayed"] == "true"
+    assert directory.live_generation() == 2
 
 
 @pytest.mark.parametrize(

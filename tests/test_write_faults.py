@@ -1,6 +1,7 @@
 """Writes that come too fast, too late, twice, broken or all at once: acknowledged or refused, and never by halves."""
 
 import asyncio
+import gc
 import json
 import math
 import signal
@@ -24,6 +25,7 @@ from pydantic import SecretStr
 from index import BuildOptions, IndexDirectory, build_index
 from index.errors import NotSyncedError
 from service.app import create_app
+from service.committing import WriteJob
 from service.settings import ServiceSettings
 from tests.conftest import Serve, random_gaussians, write_corpus
 from tests.forked_server import ADMIN, AUTHORISED
@@ -115,6 +117,37 @@ def test_a_full_queue_refuses_and_loses_nothing_that_it_took(
     assert answer.status_code == 200
 
 
+def test_a_queue_that_a_compaction_keeps_full_is_not_to_be_asked_every_second(
+    directory: IndexDirectory, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve(directory, admin_key=ADMIN, queue_documents=1)
+    writer, begun, release = client.state.writer, threading.Event(), threading.Event()
+
+    def held(*_: object) -> None:
+        begun.set()
+        assert release.wait(PATIENCE)
+
+    monkeypatch.setattr("service.writing.compact_index", held)
+    assert client.post("/v1/index/compact", {}, headers=AUTHORISED).status_code == 202
+    assert begun.wait(PATIENCE)
+    waiting = begin(client, post(client, ["a"]))
+    wait_until(lambda: writer._jobs)
+    for seconds, least, most in ((20, 20, 59), (3600, 60, 60)):
+        writer._begun = time.monotonic() - seconds
+        (answer,) = begin(client, post(client, ["b"]))()
+        assert answer.status_code == 429
+        assert least <= int(answer.headers["Retry-After"]) <= most
+    release.set()
+    assert waiting()[0].status_code == 200
+    wait_until(lambda: writer._begun is None)
+
+
+def test_what_has_been_written_is_not_kept_while_nothing_comes(directory: IndexDirectory, serve: Serve) -> None:
+    client = serve(directory, admin_key=ADMIN)
+    assert begin(client, post(client, ["a"]))()[0].status_code == 200
+    wait_until(lambda: not any(type(each) is WriteJob for each in gc.get_objects()))
+
+
 def test_writes_that_have_been_given_up_take_nobodys_place_in_the_queue(
     directory: IndexDirectory, serve: Serve, gate: Gate
 ) -> None:
@@ -174,7 +207,7 @@ def test_what_a_client_does_not_wait_for_is_dropped_or_written_whole(
     queued = raw(port, "/v1/documents", {"documents": [document(f"queued-{half}", 2) for half in range(2)]})
     deleting = raw(port, "/v1/documents/delete", {"ids": ["d0", "d1"]})
     wait_until(lambda: len(writer._jobs) == 2)
-    futures = [job.future for job in writer._jobs]
+    futures = [job.future for job in list(writer._jobs)]
     for each in (begun, queued, deleting):
         each.close()
     wait_until(lambda: all(future.cancelled() for future in futures))
@@ -382,6 +415,8 @@ def test_a_dead_writing_thread_is_told_and_searches_go_on(
     monkeypatch.setattr(writer._committer, "commit", end)
     begun = begin(client, post(client, ["a"], {"X-Request-Timeout-Ms": "50"}))
     assert taken.wait(PATIENCE)
+    assert client.post("/v1/index/compact", {}, headers=AUTHORISED).status_code == 202
+    assert client.get("/v1/index").json()["compaction"]["running"]
     (waiting,) = begin(client, post(client, ["b"]))()
     assert (waiting.status_code, waiting.json()["code"]) == (503, "not_ready")
     assert "writing thread has died" in waiting.json()["detail"]
@@ -390,6 +425,8 @@ def test_a_dead_writing_thread_is_told_and_searches_go_on(
     assert answer.status_code == 504
     wait_until(lambda: client.get("/livez").status_code == 503)
     assert "writing thread has died" in client.get("/livez").json()["detail"]
+    compaction = client.get("/v1/index").json()["compaction"]
+    assert compaction == {"running": False, "last_error": "the writing thread ended before it was done"}
     (answer,) = begin(client, post(client, ["a"]))()
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
     answer = client.post("/v1/index/compact", {}, headers=AUTHORISED)

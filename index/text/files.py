@@ -71,9 +71,8 @@ def encode_texts(
     is one: `id`, `mean`, `variance` (float32) and the texts' own columns, with model and role in the schema's metadata.
 
     Interrupted, the same call goes on. Raises SourceError, DuplicateIdError where an id is there twice, both before
-    anything is encoded; ModelError, DeviceUnavailableError, BuildError where the
-    output cannot be one, it or the list of rejected rows would be written over a source, or another process is making
-    it, and OSError where the disk fails.
+    anything is encoded; ModelError, DeviceUnavailableError, BuildError where the output cannot be one, it or the list
+    of rejected rows would be written over a source, or another process is making it, and OSError where the disk fails.
     """
     output, progress = Path(output), progress or SilentProgress()
     if output.is_symlink():
