@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from torch import Tensor
 
 from index import Gaussians
+from index.cores import torch_on_all_cores
 from index.durable import checksum
 from index.text import Role, TextPrecision, load_encoder
 from index.text.batched import LEAST_VARIANCE
@@ -47,7 +48,8 @@ class Features:
         def encode(batch: list[str]) -> Tensor:
             if base not in self._models:
                 self._models[base] = SentenceModel(base, self._device, DTYPES[self.precision])
-            with torch.inference_mode():
+            # A search may have left fewer threads.
+            with torch_on_all_cores(), torch.inference_mode():
                 return self._models[base].embeddings(batch, role).float().cpu()
 
         return self._kept([fingerprint(base, None), role], texts, encode)
