@@ -38,6 +38,24 @@ BASE = (
 USUAL = Recipe()
 
 
+def train(training: Training, target: Path, made: dict[str, object], console: Console) -> None:
+    """Trains, says how it goes, and writes each epoch that is the best so far, with how it was `made`.
+
+    Raises TrainingError where none is better than what it began with, and ModelError or OSError where one cannot be
+    written.
+    """
+    before = training.validate()
+    console.print(f"before: validation MRR@10 {before:.4f}")
+    is_better = False
+    for epoch in run_with_bar(training, console, before):
+        if epoch.is_best:
+            reached = {"epoch": epoch.number, "mrr@10_before": before, "mrr@10": epoch.validation}
+            training.module.save(target, {**made, **reached})
+            is_better = True
+    if not is_better:
+        raise TrainingError("no epoch is better than what it began with, and nothing has been written")
+
+
 def main(
     folder: Annotated[Path, typer.Argument(help="Corpus: documents.jsonl or corpus.jsonl, queries.jsonl, qrels/.")],
     target: Annotated[Path, typer.Option("--to", help="Folder of the model, made where it is not there.")],
@@ -90,16 +108,7 @@ def main(
             "threads": torch.get_num_threads(),
         }
         training = Training(began_with, used.texts, corpus.documents.texts, pairs, held_out, recipe, on)
-        before = training.validate()
-        console.print(f"before: validation MRR@10 {before:.4f}")
-        is_better = False
-        for epoch in run_with_bar(training, console, before):
-            if epoch.is_best:
-                reached = {"epoch": epoch.number, "mrr@10_before": before, "mrr@10": epoch.validation}
-                training.module.save(target, {**made, **reached})
-                is_better = True
-        if not is_better:
-            raise TrainingError("no epoch is better than what it began with, and nothing has been written")
+        train(training, target, made, console)
     except (GaussearchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

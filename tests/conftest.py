@@ -4,7 +4,9 @@ services over those.
 
 import contextlib
 import gc
+import importlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         limit = item.get_closest_marker("timeout")
         patience[item.path] = max(patience.get(item.path, 0.0), limit.args[0] if limit is not None else 0.0)
     items.sort(key=lambda item: -patience[item.path])
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Any]:
+    """Imports a module of scripts/."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+    yield importlib.import_module
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

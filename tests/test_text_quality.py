@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,7 @@ from typer.testing import CliRunner, Result
 from index.text import Role, TextPrecision, load_encoder
 from tests.text_models import WIDTH, WORDS, mrl_checkpoint, sentence_model
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 DOCUMENTS, QUERIES = 60, 48
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[Any]:
-    """Imports a module of scripts/."""
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module
-    sys.path[:] = before
 
 
 @pytest.fixture(scope="module")

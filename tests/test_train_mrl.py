@@ -1,14 +1,11 @@
 """scripts/train_mrl.py, end to end on a tiny corpus and a random model."""
 
 import errno
-import importlib
 import json
 import math
 import shutil
 import stat
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,8 @@ from index.text import Role, TextPrecision, load_encoder
 from index.text.references import fingerprint
 from tests.text_models import WORDS, sentence_model
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 TEXTS = ["bit of metal", "", "bread is food " * 9, "the wheel of a car", "[VAR] in the horse's mouth"]
 ALL = "train,validation,further"
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Iterator[Any]:
-    """Imports a module of scripts/."""
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module
-    sys.path[:] = before
 
 
 @pytest.fixture(scope="module")
