@@ -211,8 +211,6 @@ def browser() -> Iterator["Browser"]:
 def open_tab(browser: "Browser") -> Iterator[Callable[..., "Tab"]]:
     """Opens the page of a service: open_tab(port, path, **options); what must not happen in it fails the test."""
     from tests.browsing import Tab
-    from tests.object_storage import FaultyStorage, Storage
-    from tests.remote_workers import Workers
 
     with contextlib.ExitStack() as stack:
 

@@ -1,7 +1,7 @@
 """A real S3 server on loopback, moto's, behind a proxy that can be told what goes wrong on the way there.
 
-The proxy lets one conditional put through at a time: storage decides these one after the other, and moto, whose requests
-have a thread each, looks first and writes then.
+The proxy lets one conditional put through at a time: storage decides these one after the other, and moto, whose
+requests have a thread each, looks first and writes then.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import pytest
@@ -85,7 +85,7 @@ class FaultyStorage:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._moto.start()
         self.upstream = self._moto.get_host_and_port()
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
+        proxy = ThreadingHTTPServer(("127.0.0.1", 0), type("OfOne", (Handler,), {"storage": self}))
         proxy.daemon_threads, proxy.block_on_close = True, False
         self.endpoint = f"http://127.0.0.1:{proxy.server_port}"
         thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
@@ -153,84 +153,82 @@ class FaultyStorage:
         return data
 
 
-def handler_of(storage: FaultyStorage) -> type[BaseHTTPRequestHandler]:
+class Handler(BaseHTTPRequestHandler):
     """What answers the requests of a connection."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # A head and a body are written one after the other: the second would wait for an acknowledgement of the first.
-        disable_nagle_algorithm = True
+    storage: ClassVar[FaultyStorage]
+    protocol_version = "HTTP/1.1"
+    # A head and a body are written one after the other: the second would wait for an acknowledgement of the first.
+    disable_nagle_algorithm = True
 
-        def _handle(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            name = unquote(self.path.partition("?")[0].removeprefix(f"/{BUCKET}").lstrip("/"))
-            with storage.lock:
-                storage.requests.append((self.command, name))
-                fault = next((each for each in storage.faults if each.strikes(self.command, name)), None)
-            if fault is not None:
-                fault.reached.set()
-            if fault is None or fault.what in ("truncate", "trickle", "flip", "lose"):
-                self._answer(*self._forwarded(body), how=fault.what if fault is not None else "")
-            elif fault.what == "hang":
-                fault.release.wait()
-                self._answer(*self._forwarded(body))
-            elif fault.what == "drop":
-                fault.release.wait()
-                self._end()
-            elif fault.what == "cut":
-                self._end()
-            else:
-                status, message = SAID[fault.what]
-                self._answer(status, {}, ERROR.format(code=fault.what, message=message).encode())
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        name = unquote(self.path.partition("?")[0].removeprefix(f"/{BUCKET}").lstrip("/"))
+        with self.storage.lock:
+            self.storage.requests.append((self.command, name))
+            fault = next((each for each in self.storage.faults if each.strikes(self.command, name)), None)
+        if fault is not None:
+            fault.reached.set()
+        if fault is None or fault.what in ("truncate", "trickle", "flip", "lose"):
+            self._answer(*self._forwarded(body), how=fault.what if fault is not None else "")
+        elif fault.what == "hang":
+            fault.release.wait()
+            self._answer(*self._forwarded(body))
+        elif fault.what == "drop":
+            fault.release.wait()
+            self._end()
+        elif fault.what == "cut":
+            self._end()
+        else:
+            status, message = SAID[fault.what]
+            self._answer(status, {}, ERROR.format(code=fault.what, message=message).encode())
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815
 
-        def _forwarded(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            with contextlib.ExitStack() as stack:
-                if "If-Match" in self.headers or "If-None-Match" in self.headers:
-                    stack.enter_context(storage.conditional)
-                connection = http.client.HTTPConnection(*storage.upstream)
-                stack.callback(connection.close)
-                kept = {key: value for key, value in self.headers.items() if key.lower() != "connection"}
-                connection.request(self.command, self.path, body, kept)
-                answer = connection.getresponse()
-                hop = ("connection", "transfer-encoding", "server", "date")
-                headers = {key: value for key, value in answer.getheaders() if key.lower() not in hop}
-                return answer.status, headers, answer.read()
+    def _forwarded(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        with contextlib.ExitStack() as stack:
+            if "If-Match" in self.headers or "If-None-Match" in self.headers:
+                stack.enter_context(self.storage.conditional)
+            connection = http.client.HTTPConnection(*self.storage.upstream)
+            stack.callback(connection.close)
+            kept = {key: value for key, value in self.headers.items() if key.lower() != "connection"}
+            connection.request(self.command, self.path, body, kept)
+            answer = connection.getresponse()
+            hop = ("connection", "transfer-encoding", "server", "date")
+            headers = {key: value for key, value in answer.getheaders() if key.lower() not in hop}
+            return answer.status, headers, answer.read()
 
-        def _answer(self, status: int, headers: dict[str, str], body: bytes, how: str = "") -> None:
-            if how == "lose":
-                self._end()
-                return
-            if how == "flip" and body:
-                middle = len(body) // 2
-                body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-            self.send_response(status)
-            for key, value in headers.items():
-                if key.lower() != "content-length":
-                    self.send_header(key, value)
-            length = headers.get("Content-Length", headers.get("content-length", str(len(body))))
-            self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
-            self.end_headers()
-            step = max(1, len(body) // 50) if how == "trickle" else max(1, len(body))
-            sent = body[: len(body) // 2] if how == "truncate" else body
-            with contextlib.suppress(OSError):
-                for start in range(0, 0 if self.command == "HEAD" else len(sent), step):
-                    self.wfile.write(sent[start : start + step])
-                    self.wfile.flush()
-            if how == "truncate":
-                self._end()
-
-        def _end(self) -> None:
-            self.close_connection = True
-            with contextlib.suppress(OSError):
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, how: str = "") -> None:
+        if how == "lose":
+            self._end()
+            return
+        if how == "flip" and body:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        self.send_response(status)
+        for key, value in headers.items():
+            if key.lower() != "content-length":
+                self.send_header(key, value)
+        length = headers.get("Content-Length", headers.get("content-length", str(len(body))))
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        step = max(1, len(body) // 50) if how == "trickle" else max(1, len(body))
+        sent = body[: len(body) // 2] if how == "truncate" else body
+        with contextlib.suppress(OSError):
+            for start in range(0, 0 if self.command == "HEAD" else len(sent), step):
+                self.wfile.write(sent[start : start + step])
                 self.wfile.flush()
-                self.connection.shutdown(2)
+        if how == "truncate":
+            self._end()
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def _end(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(2)
 
-    return Handler
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""A program that does what it is told with an index in object storage, each time in a fork: processes that have imported
-everything, and begin at once.
+"""A program that does what it is told with an index in object storage, each time in a fork: processes that have
+imported everything, and begin at once.
 
     python -m tests.remote_worker
 
-Reads lines of JSON: {"do": task, "result": file, "environment": {...}, ...} begins a task and prints its process id, and
-{"wait": pid} prints its exit status. A task writes what it has to say into its file.
+Reads lines of JSON: {"do": task, "result": file, "environment": {...}, ...} begins a task and prints its process id,
+and {"wait": pid} prints its exit status. A task writes what it has to say into its file.
 
 The process that is forked has asked storage nothing: obstore's threads do not outlive a fork.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import obstore.store  # noqa: F401 (so that no fork has to)
 
 import index.remote.client
-import index.remote.remote_index  # noqa: F401
+import index.remote.remote_index
 from index import (
     BuildOptions,
     LocalSearcher,

@@ -32,6 +32,9 @@ from index.storage import DEFAULT, IndexDirectory
 
 __all__ = ["RemoteIndex"]
 
+MANIFESTS_KEPT = 100
+"""Manifests that are at hand, at most: those of the last generations."""
+
 
 class RemoteIndex(IndexDirectory):
     """The index at a location in object storage. Making one touches nothing and asks nothing.
@@ -110,7 +113,7 @@ class RemoteIndex(IndexDirectory):
         return stored.data.decode("ascii", "replace")
 
     def _manifest_data(self, named: Named) -> bytes:
-        kept = self.path / "cached" / Folder.MANIFESTS / f"{named.generation:08d}-{named.checksum}.json"
+        kept = self._kept_manifest(named.generation, named.checksum)
         with contextlib.suppress(OSError):
             data = kept.read_bytes()
             if checksum(data) == named.checksum:
@@ -120,8 +123,19 @@ class RemoteIndex(IndexDirectory):
         if stored is None:
             raise CorruptIndexError(f"{self}/{name} is missing")
         if checksum(stored.data) == named.checksum:
-            write_whole(kept, stored.data)
+            self.keep_manifest(named.generation, named.checksum, stored.data)
         return stored.data
+
+    def keep_manifest(self, generation: int, checksum: str, data: bytes) -> None:
+        """Has a manifest at hand for whoever reads it the next time, and not one for each that there has been."""
+        kept = self._kept_manifest(generation, checksum)
+        write_whole(kept, data)
+        others = sorted(kept.parent.glob("*.json"))
+        for path in others[:-MANIFESTS_KEPT]:
+            path.unlink(missing_ok=True)
+
+    def _kept_manifest(self, generation: int, checksum: str) -> Path:
+        return self.path / "cached" / Folder.MANIFESTS / f"{generation:08d}-{checksum}.json"
 
     def pinned(self) -> set[int]:
         """As IndexDirectory."""

@@ -89,6 +89,7 @@ def _record(index: "RemoteIndex", manifest: Manifest, data: bytes, token: str, b
         # Its writer has died in between.
         index.storage.put(str(record_name(named.generation)), str(before).encode())
     index.storage.put(str(record_name(manifest.generation)), token.encode())
+    index.keep_manifest(manifest.generation, checksum(data), data)
     write_atomically(index.manifest_file(manifest.generation), data, synced=False)
     write_atomically(index.record_file(manifest.generation), token.encode(), synced=False)
     write_atomically(index.current_file, token.encode(), synced=False)
