@@ -76,6 +76,7 @@ class FaultyStorage:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
+        self.under_way = 0
         self.faults: list[Fault] = []
         self.lock, self.conditional = threading.Lock(), threading.Lock()
         self._moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -162,6 +163,15 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def _handle(self) -> None:
+        with self.storage.lock:
+            self.storage.under_way += 1
+        try:
+            self._serve()
+        finally:
+            with self.storage.lock:
+                self.storage.under_way -= 1
+
+    def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         name = unquote(self.path.partition("?")[0].removeprefix(f"/{BUCKET}").lstrip("/"))
         with self.storage.lock:

@@ -235,7 +235,8 @@ def test_a_segment_that_is_nowhere_is_not_published(storage: Storage, tmp_path: 
     index = storage.on("one")
     with index.lock(), pytest.raises(CorruptIndexError, match=r"segment\.json is missing"):
         index.publish(manifest)
-    assert not storage.objects()
+    assert not any(name.startswith("segments") for name in storage.objects())
+    assert storage.on("reader").generations() == []
 
 
 def test_an_index_that_was_removed_and_built_anew_is_another(storage: Storage, tmp_path: Path, corpus: Path) -> None:

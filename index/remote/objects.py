@@ -153,11 +153,12 @@ class ObjectStorage:
         except self._errors.BaseError as error:
             raise self._failed(name, "written", error) from error
 
-    def create(self, name: str, data: bytes) -> Version | None:
-        """Puts an object where there is none; None where there was one. Of several that try, one succeeds."""
+    def create(self, name: str, data: bytes, writer: str) -> Version | None:
+        """Puts an object of this writer's where there is none; None where there was one. Of several that try, one
+        succeeds."""
         # An answer may be lost, and the object be there: by this it is known whose it is, also of writers that put the
         # same bytes.
-        mark = secrets.token_hex(16)
+        mark = f"{writer}-{secrets.token_hex(8)}"
         attributes = {MARK: mark}
         for attempt in range(RESUMED):
             try:
@@ -262,6 +263,11 @@ class ObjectStorage:
 
     def _exhausted(self, name: str) -> StorageError:
         return StorageUnreachableError(f"{self.where(name)} could not be written, {RESUMED} times: see to the network")
+
+    def writer_of(self, name: str) -> str | None:
+        """Who has created an object; None where nobody has."""
+        found = self._opened(name, {"head": True})
+        return None if found is None else str(found.attributes.get(MARK, "")).partition("-")[0]
 
     def _marked(self, name: str, mark: str) -> Version | None:
         """Which object is there, if it is the one that was put with this mark."""

@@ -6,6 +6,7 @@ lock, for whom the working copy says what there was when it was taken (index.rem
 """
 
 import contextlib
+import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,10 +100,23 @@ class RemoteIndex(IndexDirectory):
         """As IndexDirectory: above every manifest in storage, also of one who has not published it."""
         return max(Published.of(self.storage).manifests, default=0) + 1
 
+    def may_go_on(self, number: int) -> bool:
+        """As IndexDirectory: nor where another writer has taken that number, and with it the names of its segments."""
+        if not super().may_go_on(number):
+            return False
+        return self.storage.writer_of(str(manifest_name(number))) in (None, self.writer)
+
     def free_number(self, number: int) -> int:
-        """As IndexDirectory: another, where that of a build that is gone on with has been taken meanwhile, by itself
-        before it was killed or by another writer."""
-        return max(number, self.next_generation())
+        """As IndexDirectory: another, where it has a manifest, of the same build before it was killed."""
+        return self.next_generation() if number in Published.of(self.storage).manifests else number
+
+    @property
+    def writer(self) -> str:
+        """By what storage knows who writes from this working copy, whose lock the caller holds."""
+        path = self.path / "cached" / "writer"
+        if not path.exists():
+            write_whole(path, secrets.token_hex(8).encode())
+        return path.read_text(encoding="ascii")
 
     def _record(self, number: int) -> str:
         if self._writing is not None:
