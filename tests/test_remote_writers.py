@@ -199,9 +199,9 @@ def test_a_build_that_is_killed_is_gone_on_with(storage: Storage, workers: Worke
     fault.reached.wait()
     assert running.kill() is None
     storage.faulty.heal()
-    before = storage.faulty.asked("PUT", "gaussians")
+    before = storage.asked("PUT", "gaussians")
     assert workers.start(storage, "one", "build", source=str(corpus)).wait() == {"generation": 2}
-    assert storage.faulty.asked("PUT", "gaussians") == before
+    assert storage.asked("PUT", "gaussians") == before
     assert ids(storage, "reader") == BASE
 
 
