@@ -208,8 +208,8 @@ class RemoteIndex(IndexDirectory):
         return super().files(manifest)
 
     def verify_contents(self, manifest: Manifest) -> None:
-        """As IndexDirectory, one segment after the other: the cache need not have room for all. What was fetched and has
-        been damaged since is fetched again."""
+        """As IndexDirectory, one segment after the other: the cache need not have room for all. What was fetched and
+        has been damaged since is fetched again."""
         try:
             self._verify_contents(manifest)
         except CorruptIndexError:
