@@ -192,6 +192,12 @@ def test_compose_serves_without_a_key_because_it_publishes_to_this_machine(name:
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def test_compose_publishes_to_this_machine_alone() -> None:
+    published = [port for service in compose_file()["services"].values() for port in service.get("ports", [])]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") and port.endswith(":8080") for port in published)
+
+
 def require_locked_up(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
