@@ -23,7 +23,7 @@ MOST = {
 }
 """The most documents of an index of these kinds, on however many machines."""
 SHARED_OUT = (IndexKind.FLAT, IndexKind.FASTSCAN)
-"""Kinds whose scan of one query is all cores' work, and whose build is all machines'."""
+"""Kinds whose scan of one query is all cores' work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
 
     `bound` is what decided how many shards there are. `latency` is one shard's for a query that waits for none, `busy`
     the share of the time that its cores work, `gathered_bytes` what whoever gathers reads and writes a second,
+    `measuring_bytes` the memory of the one machine of a build that measures recall,
     `opening` the seconds until a machine that has nothing has fetched and checked its shard.
     """
 
@@ -72,6 +73,7 @@ class Plan(NamedTuple):
     busy: float
     gathered_bytes: float
     merge: float
+    measuring_bytes: float
     build_core_hours: float
     build_hours: float
     opening: float
@@ -124,8 +126,8 @@ def plan(constants: Constants, kind: IndexKind, documents: int, machine: Machine
     replicas = max(FEWEST_REPLICAS, math.ceil(load.queries * core_seconds / (machine.cores * machine.busy)))
     storage = growth.disk.at(documents)
     core_hours = growth.build.at(documents) / 3600
-    # What puts documents into lists, or links them, is one machine's, and most of their time.
-    is_shared_out = kind in SHARED_OUT
+    # What links documents is one machine's, and most of the time.
+    is_shared_out = kind is not IndexKind.HNSW
     wire = constants.wire
     disk = growth.disk.at(each)
     return Plan(
@@ -143,6 +145,7 @@ def plan(constants: Constants, kind: IndexKind, documents: int, machine: Machine
         gathered_bytes=load.queries * shards * (wire.request_bytes + wire.reply_bytes),
         merge=merge_line(constants).at(shards),
         build_core_hours=core_hours,
+        measuring_bytes=0.0 if kind is IndexKind.FLAT else growth.memory.at(documents),
         build_hours=core_hours / (machine.cores * (shards * replicas if is_shared_out else 1)),
         opening=disk / machine.network_bytes + disk * constants.verify_seconds / machine.cores,
     )

@@ -145,12 +145,21 @@ def rest_of_plans_table(constants: Constants) -> str:
                     f"{size(its.gathered_bytes)}/s",
                     seconds(its.merge),
                     f"{shown(its.build_core_hours)} h, {seconds(3600 * its.build_hours)}",
+                    _measuring(its),
                     seconds(its.opening),
                 ]
             )
     header = ["documents", "kind", "in storage", "gathered", "merge", "build on one core, on these machines",
+              "memory to measure recall",
               "until a new machine serves"]  # fmt: skip
     return table(header, rows)
+
+
+def _measuring(its: Plan) -> str:
+    if not its.measuring_bytes:
+        return "none"
+    over = " (too much)" if its.measuring_bytes > MACHINE.usable * MACHINE.memory_bytes else ""
+    return f"{size(its.measuring_bytes)}{over}"
 
 
 def segments_table(constants: Constants) -> str:
@@ -188,6 +197,8 @@ def limits_table(constants: Constants) -> str:
          "`index/graph.py`"],
         [f"one file with the list of each document of `ivf-fastscan`, {MOST_LISTS_BYTES >> 30} GiB, that every shard "
          "reads", f"{MOST[IndexKind.IVF_FASTSCAN]:,} documents, {lists:,} lists", "`index/build_lists.py`"],
+        ["the codes of all documents are in the memory of the machine that measures a build's recall, with `--ray`, too",
+         f"{_measured_at_most(constants):,.0f} of `fastscan` on a machine as above", "`index/build_codes.py`"],
         ["documents that all is fitted on, and held out", f"{SAMPLE:,} and {HELD_OUT}, however many there are",
          "`index/build_fit.py`"],
         ["candidates whose recall is measured, and documents that are found for them",
@@ -195,6 +206,11 @@ def limits_table(constants: Constants) -> str:
         ["dimensions of approximate kinds", f"k up to {MOST_DIMENSIONS:,}", "`index/build_fit.py`"],
     ]  # fmt: skip
     return table(["what", "limit", "where"], rows)
+
+
+def _measured_at_most(constants: Constants) -> float:
+    growth = Growth.of(IndexKind.FASTSCAN, constants.kinds[IndexKind.FASTSCAN])
+    return float(f"{growth.memory.most(MACHINE.usable * MACHINE.memory_bytes):.2g}")
 
 
 def _most(option: str) -> int:

@@ -170,6 +170,7 @@ def test_a_plan_by_hand(sizing: ModuleType, constants: Any) -> None:
     assert plan.merge == pytest.approx(1e-5 + 10 * 1e-7)
     assert plan.build_core_hours == pytest.approx((2 + 1e5) / 3600)
     assert plan.build_hours == pytest.approx(plan.build_core_hours / (11 * 22))
+    assert plan.measuring_bytes == pytest.approx(100 * 1e9)
     assert plan.opening == pytest.approx(plan.disk_bytes / 1e9 + plan.disk_bytes * 1e-9 / 11)
 
 
