@@ -135,6 +135,20 @@ def test_what_was_measured_says_with_what(growing: ModuleType) -> None:
         assert growing.Growth.of(kind, pair).disk.each > 8 * constants.k
 
 
+def test_numbers_are_written_with_what_means_anything(scripts: Import) -> None:
+    limits = scripts("scale_limits")
+    assert [limits.shown(value) for value in (0, 0.01234, 1.96, 12.6, 1_234_567)] == [
+        "0",
+        "0.012",
+        "2.0",
+        "13",
+        "1,200,000",
+    ]
+    assert [limits.size(value) for value in (540, 2_270, 1.3e12)] == ["540 bytes", "2.3 kB", "1.3 TB"]
+    times = [limits.seconds(value) for value in (6.4e-6, 0.0987, 100, 200, 7_200, 400_000)]
+    assert times == ["6.4 µs", "99 ms", "100 s", "3.3 min", "2.0 h", "4.6 days"]
+
+
 def test_growth_goes_through_both_points(growing: ModuleType) -> None:
     line = growing.Line.through((100, 7.0), (300, 11.0))
     assert line == (5.0, 0.02)
