@@ -10,8 +10,8 @@
 # unless it is told, as above, that whoever reaches the port may search.
 #
 # It needs nothing writable but /tmp and, to build, /index: compose.yaml runs it with a read-only root file system. An
-# index in object storage takes a folder for its cache instead (GAUSSEARCH_CACHE), and no /index; a cluster of Ray's, or
-# of Kubernetes (deploy/kubernetes), the image with --build-arg EXTRAS=ray.
+# index in object storage takes a folder for its cache instead (GAUSSEARCH_CACHE), and no /index. A cluster of Ray's
+# takes the image with --build-arg EXTRAS=ray. deploy/kubernetes has both.
 #
 # PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS are pip's own settings. Where pip's default torch is a CUDA
 # build of several GB, name a source of CPU builds with them: the pin in constraints.txt takes either.
