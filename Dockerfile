@@ -9,7 +9,9 @@
 # or to all. So it does not start without a search key (-e GAUSSEARCH_API_KEY, or GAUSSEARCH_API_KEY_FILE and a file)
 # unless it is told, as above, that whoever reaches the port may search.
 #
-# It needs nothing writable but /tmp and, to build, /index: compose.yaml runs it with a read-only root file system.
+# It needs nothing writable but /tmp and, to build, /index: compose.yaml runs it with a read-only root file system. An
+# index in object storage takes a folder for its cache instead (GAUSSEARCH_CACHE), and no /index. A cluster of Ray's
+# takes the image with --build-arg EXTRAS=ray. deploy/kubernetes has both.
 #
 # PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS are pip's own settings. Where pip's default torch is a CUDA
 # build of several GB, name a source of CPU builds with them: the pin in constraints.txt takes either.
@@ -34,7 +36,7 @@ RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # What has to be installed first, one dependency a line. A stage of its own, so that the layers below are made anew
 # when a dependency changes and not at every edit of pyproject.toml.
 FROM ${BASE} AS requirements
-# More of the package's extras: text, for models.
+# More of the package's extras: text, for models; ray, to build and serve on a Ray cluster; 'ray text' for both.
 ARG EXTRAS=
 COPY pyproject.toml .
 RUN for extra in cpu gpu; do python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \

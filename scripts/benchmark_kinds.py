@@ -27,7 +27,7 @@ from benchmark_measure import Contender, Figure, once, take_turns
 from benchmark_peers import EF_CONSTRUCTION, M, prepared
 from benchmark_service import HERE, LoadGenerator, free_port, running, write_naive
 
-from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
+from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, Precision, build_index
 from index.manifest import IndexKind
 
 FLOOR, BATCH_FLOOR = 0.99, 0.98
@@ -237,7 +237,7 @@ def _sizes(corpus: Corpus, setting: str) -> Iterator[Figure]:
     if manifest.codes is not None:
         scanned = 4.0 * corpus.flat.d / manifest.codes.code_bytes
         yield Figure.of("kinds", setting, "bytes scanned, IndexFlatIP over fastscan", scanned, "ratio", at_least=20.0)
-    taken = {kind: _memory(directory) for kind, directory in corpus.directories.items()}
+    taken = {kind: memory_of(directory) for kind, directory in corpus.directories.items()}
     for kind, size in taken.items():
         yield Figure.of("kinds", setting, f"memory of {kind}", size / manifest.documents, "bytes/document")
     yield Figure.of(
@@ -277,25 +277,25 @@ def _over_http(
 _MEASURE_MEMORY = """
 import sys
 from pathlib import Path
-from index import IndexDirectory, LocalSearcher
+from index import IndexDirectory, LocalSearcher, Precision
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
-small, index = (IndexDirectory(path) for path in sys.argv[1:])
+small, index = (IndexDirectory(path) for path in sys.argv[1:3])
 # What torch and FAISS take at their first search is no part of an index.
 first = LocalSearcher(small, verify=False)
 first.search(first.document_at(0).gaussian, 10)
 before = anonymous()
-searcher = LocalSearcher(index, verify=False)
+searcher = LocalSearcher(index, verify=False, precision=Precision(sys.argv[3]))
 for number in range(50):
     searcher.search(searcher.document_at(number).gaussian, 10)
 print(anonymous() - before)
 """
 
 
-def _memory(directory: IndexDirectory) -> float:
+def memory_of(directory: IndexDirectory, precision: Precision = Precision.AUTO) -> float:
     """Bytes that an index takes in a process that searches it, mapped files not counted."""
     small = directory.path.with_name("small")
     if not small.exists():
@@ -304,5 +304,5 @@ def _memory(directory: IndexDirectory) -> float:
             [documents.write_parquet(directory.path.with_name("small.parquet"), 100, with_text=False)],
             IndexDirectory(small),
         )
-    command = [sys.executable, "-c", _MEASURE_MEMORY, str(small), str(directory.path)]
+    command = [sys.executable, "-c", _MEASURE_MEMORY, str(small), str(directory.path), precision]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

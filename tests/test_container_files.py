@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,8 +12,9 @@ import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -60,8 +62,13 @@ def healthcheck_program(stage: str) -> str:
     return command[2]
 
 
+def compose_file() -> dict[str, Any]:
+    compose: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return compose
+
+
 def compose_service(name: str) -> dict[str, Any]:
-    service: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][name]
+    service: dict[str, Any] = compose_file()["services"][name]
     return service
 
 
@@ -185,13 +192,23 @@ def test_compose_serves_without_a_key_because_it_publishes_to_this_machine(name:
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-@pytest.mark.parametrize("name", ["build", "search", "search-gpu"])
-def test_compose_gives_each_service_no_more_than_it_needs(name: str) -> None:
-    service = compose_service(name)
+def test_compose_publishes_to_this_machine_alone() -> None:
+    published = [port for service in compose_file()["services"].values() for port in service.get("ports", [])]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") and port.endswith(":8080") for port in published)
+
+
+def require_locked_up(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["tmpfs"] == ["/tmp"]  # noqa: S108
+
+
+@pytest.mark.parametrize("name", ["build", "search", "search-gpu", "build-s3", "search-s3"])
+def test_compose_gives_each_service_no_more_than_it_needs(name: str) -> None:
+    service = compose_service(name)
+    require_locked_up(service)
     target = service["build"]["target"]
     assert target in STAGES
     assert service["image"] == f"gaussearch:{target}"
@@ -206,6 +223,86 @@ def test_compose_serves_what_the_build_job_made(name: str) -> None:
     assert service["ports"]
     assert all(port.startswith("127.0.0.1:") and port.endswith(":8080") for port in service["ports"])
     ast.parse(service["healthcheck"]["test"][-1])
+
+
+def s3_environment(name: str) -> dict[str, Any]:
+    environment: dict[str, Any] = compose_service(name)["environment"]
+    return environment
+
+
+def test_compose_starts_nothing_of_object_storage_unless_asked_to() -> None:
+    for name in ("storage", "build-s3", "search-s3"):
+        assert compose_service(name)["profiles"] == ["s3"]
+
+
+def test_compose_searches_what_was_built_into_object_storage() -> None:
+    build, search, storage = map(compose_service, ("build-s3", "search-s3", "storage"))
+    assert build["depends_on"] == {"storage": {"condition": "service_healthy"}}
+    assert search["depends_on"] == {
+        "build-s3": {"condition": "service_completed_successfully"},
+        "storage": {"condition": "service_healthy"},
+    }
+    shared = s3_environment("build-s3")
+    assert s3_environment("search-s3") == {
+        **shared,
+        "GAUSSEARCH_API_KEY": None,
+        "GAUSSEARCH_ALLOW_ANONYMOUS": "true",
+    }
+    scheme, _, location = shared["GAUSSEARCH_INDEX"].partition("://")
+    assert scheme == "s3"
+    assert f"-bucket={location.split('/')[0]}" in storage["command"]
+    assert urlsplit(shared["AWS_ENDPOINT_URL"]).hostname == "storage"
+    assert f":{urlsplit(shared['AWS_ENDPOINT_URL']).port}/" in storage["healthcheck"]["test"][-1]
+    cache = PurePosixPath(shared["GAUSSEARCH_CACHE"])
+    for service in (build, search):
+        (volume,) = [each for each in service["volumes"] if each.startswith("cache:")]
+        # The folder that the image gives to its user, so that a new volume is that user's, too.
+        assert cache.is_relative_to(volume.split(":")[1])
+        assert volume.split(":")[1] == only("cpu", "VOLUME")
+
+
+def test_compose_keeps_object_storage_to_those_who_need_it() -> None:
+    storage = compose_service("storage")
+    require_locked_up(storage)
+    assert "ports" not in storage
+    assert re.fullmatch(r"[\w/]+:\d+\.\d+(\.\d+)?", storage["image"]), "a version, and no tag that moves"
+    assert not storage["user"].startswith("0")
+    assert storage["networks"] == compose_service("build-s3")["networks"] == ["storage"]
+    assert compose_file()["networks"] == {"storage": {"internal": True}}
+    keys = {name: value for name, value in s3_environment("build-s3").items() if "KEY" in name}
+    assert storage["environment"] == keys
+    assert all(re.fullmatch(r"\$\{S3_\w+:-[\w-]+\}", value) for value in keys.values())
+
+
+def test_compose_names_volumes_that_there_are() -> None:
+    compose = compose_file()
+    named = {
+        volume.partition(":")[0]
+        for service in compose["services"].values()
+        for volume in service.get("volumes", [])
+        if not volume.startswith(".")
+    }
+    assert named == set(compose["volumes"])
+
+
+def test_extras_that_a_builder_names_are_installed_too(tmp_path: Path) -> None:
+    (line,) = [rest for name, rest in STAGES["requirements"] if name == "RUN"]
+    (program,) = re.findall(r'python3 -c "(.*?)" > /', line)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+
+    def requirements(extras: str) -> list[str]:
+        code = program.replace("$extra", "cpu").replace("$EXTRAS", extras)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.split("\n")[:-1]
+
+    table = project()
+    plain = [*table["dependencies"], *table["optional-dependencies"]["cpu"]]
+    assert requirements("") == plain
+    assert requirements("ray text") == [
+        *plain,
+        *table["optional-dependencies"]["ray"],
+        *table["optional-dependencies"]["text"],
+    ]
 
 
 def test_compose_starts_no_gpu_service_unless_asked_to() -> None:
@@ -224,7 +321,7 @@ def test_the_build_job_reads_the_sample() -> None:
     assert build["entrypoint"] == ["python", "/opt/gaussearch/scripts/build_index.py"]
 
 
-@pytest.mark.parametrize("extra", ["", "cpu", "evaluate", "plot", "dev"])
+@pytest.mark.parametrize("extra", ["", "cpu", "evaluate", "plot", "ray", "text", "dev"])
 def test_every_dependency_is_pinned_to_a_version_the_project_allows(extra: str) -> None:
     table = project()
     pinned = pins()
