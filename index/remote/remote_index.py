@@ -297,5 +297,6 @@ class RemoteIndex(IndexDirectory):
 
     def put_segment(self, folder: Path) -> None:
         """Puts a complete segment, which lies in a folder of its name, anywhere: a manifest may name it then, that is
-        published by somebody else. Raises CorruptIndexError where it is not complete."""
+        published by somebody else. Its name must be one that no other build gives, and who publishes must do so within
+        index.remote.removal.DEAD_DAYS. Raises CorruptIndexError where it is not complete."""
         put_segment(self, folder)
