@@ -19,14 +19,16 @@ from index.drift import rebuild_reason
 from index.manifest import IndexKind
 from index.spread import spread_of
 from service import encode_command, evaluate_command, generation_commands, write_commands
+from service.cluster.options import ClusterSettings, ServeOptions
 from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.descriptors import allow_descriptors
-from service.options import with_options
+from service.options import option_name, with_options
 from service.progress import progress_for
+from service.ray_option import RayCommand, RayOption
 from service.run_formats import RunFormat, RunWriter
 from service.runs import search_batch
 from service.search_options import Searching, with_searching
-from service.settings import ENV_PREFIX, ServiceSettings
+from service.settings import ENV_PREFIX
 from service.spread_plot import require_drawable, write_plot
 
 __all__ = ["app", "main"]
@@ -169,13 +171,29 @@ def search(
                 writer.write(query_id, words, results)
 
 
-@app.command()
-@with_options(ServiceSettings, ENV_PREFIX)
-def serve(options: ServiceSettings) -> None:
-    """Serve an index over HTTP until SIGTERM or Ctrl-C; /docs describes the interface."""
-    from service.server import run_server  # a third of a second that only this command needs
+@app.command(cls=RayCommand)
+@with_options(ServeOptions, ENV_PREFIX)
+def serve(
+    options: ServeOptions,
+    ray: RayOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="With --ray: show what would run where, and end.")] = False,
+) -> None:
+    """Serve an index over HTTP until SIGTERM or Ctrl-C; /docs describes the interface.
 
+    With --ray, on a Ray cluster: Ray Serve runs as many processes as there are shards and replicas.
+    """
+    if ray is None:
+        its = [option_name(name) for name in ClusterSettings.model_fields if name in options.model_fields_set]
+        if its or plan:
+            raise typer.BadParameter(f"{its[0] if its else '--plan'} is of a service on a Ray cluster: give --ray, too")
     with errors():
+        if ray is not None:
+            from service.cluster.run import run_cluster
+
+            run_cluster(options, ray, plan_only=plan)
+            return
+        from service.server import run_server  # a third of a second that only this command needs
+
         run_server(options)
 
 

@@ -1,0 +1,105 @@
+"""The application of Ray Serve, for whoever runs it: `gaussearch serve --ray`, or a configuration of Ray Serve that
+names `service.cluster.app:build`, as KubeRay's RayService does.
+"""
+
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from index import IndexDirectory
+from index.errors import InvalidOptionError
+from service.cluster.deployments import Ingress, ShardReplica
+from service.cluster.options import ServeOptions
+from service.cluster.plan import ClusterPlan, Node, plan_for
+from service.exposure import require_key_or_loopback
+from service.keys import Keys
+
+__all__ = ["NAME", "application", "build", "machines"]
+
+NAME = "gaussearch"
+"""What Ray Serve calls the application."""
+RETRY_SECONDS = 1.0
+HEALTH_SECONDS, HEALTH_PATIENCE = 5.0, 15.0
+"""How often Ray Serve asks a process whether it is well, and how long it waits for that: then it starts another."""
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """The application of these settings, by the names that service.settings and service.cluster.options give them; what
+    is not among them comes from GAUSSEARCH_* variables. The number of shards and what each takes is worked out here
+    unless it is given.
+
+    `host` and `port` are those that Ray Serve is configured to listen on: where others could reach them, there has to
+    be a search key. Raises InvalidOptionError for a setting that is none, and what plan_for and require_key_or_loopback
+    raise.
+    """
+    unknown = sorted(set(arguments) - set(ServeOptions.model_fields))
+    if unknown:
+        raise InvalidOptionError(f"there is no setting {unknown[0]!r}; README.md lists those that there are")
+    try:
+        # Numbers and paths may come as text, as they do from variables.
+        options = ServeOptions(**arguments)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise InvalidOptionError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    keys = Keys.load(options)
+    require_key_or_loopback(options, keys)
+    manifest = IndexDirectory.of(options.index).manifest()
+    return application(options, keys, plan_for(manifest, machines(), options))
+
+
+def machines() -> list[Node]:
+    """The machines of the cluster that this process is connected to."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [
+        Node(float(each.get("CPU", 0)), float(each.get("GPU", 0)), int(each.get("memory", 0)))
+        for each in alive
+        if each.get("CPU", 0)
+    ]
+
+
+def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Application:
+    """What Ray Serve is to run."""
+    back_pressure = BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS)
+    count = len(plan.shards)
+    scaled: dict[str, Any] = {"num_replicas": plan.replicas}
+    if plan.max_replicas > plan.replicas:
+        scaled = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=plan.replicas,
+                max_replicas=plan.max_replicas,
+                initial_replicas=plan.replicas,
+                target_ongoing_requests=options.target_requests,
+            )
+        }
+    health = {"health_check_period_s": HEALTH_SECONDS, "health_check_timeout_s": HEALTH_PATIENCE}
+    each = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "memory": plan.memory}
+    shards = [
+        serve.deployment(ShardReplica)  # type: ignore[attr-defined]
+        .options(
+            name=f"shard-{number}",
+            ray_actor_options=each,
+            max_ongoing_requests=options.max_ongoing,
+            max_queued_requests=options.max_queued,
+            graceful_shutdown_timeout_s=options.shutdown_seconds,
+            **scaled,
+            **health,
+        )
+        .bind(options, number, count, plan.threads)
+        for number in range(count)
+    ]
+    ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]
+        name="ingress",
+        num_replicas=options.ingress_replicas,
+        ray_actor_options={"num_cpus": options.ingress_cpus},
+        max_ongoing_requests=options.max_connections,
+        max_queued_requests=options.max_connections,
+        backpressure_config=back_pressure,
+        graceful_shutdown_timeout_s=options.shutdown_seconds,
+        **health,
+    )
+    bound: Application = ingress.bind(options, keys, *shards)
+    return bound

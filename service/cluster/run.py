@@ -1,0 +1,123 @@
+"""`gaussearch serve --ray`: works out what to run, shows it, has Ray Serve run it, and ends it again."""
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from index import IndexDirectory
+from index.distributed.ray_session import LOCAL, address_of, ray_module, ray_session
+from index.errors import ClusterError, InvalidOptionError
+from service.cluster.options import ServeOptions
+from service.commands import print_table
+from service.exposure import is_loopback, require_key_or_loopback
+from service.keys import Keys
+from service.logs import configure_logging
+
+__all__ = ["run_cluster"]
+
+logger = logging.getLogger("gaussearch.cluster")
+
+
+def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False) -> None:
+    """Serves on the Ray cluster at an address (index.distributed.ray_session) until SIGTERM or SIGINT; with `plan_only`
+    only says how it would.
+
+    A cluster that is started here ends with the command. In one that was joined, the service does, unless the options
+    say `keep_serving`. Raises what Keys.load, require_key_or_loopback, IndexDirectory.manifest and plan_for raise,
+    InvalidOptionError for what a cluster does not do, and ClusterError where Ray or Ray Serve fails.
+    """
+    options = _for_other_processes(options)
+    _require_possible(options)
+    keys = Keys.load(options)
+    require_key_or_loopback(options, keys)
+    manifest = IndexDirectory.of(options.index).manifest()
+    joined = address_of(address) != LOCAL
+    ray_module()
+    configure_logging(options.log_level, options.log_format)
+    with ray_session(address):
+        from service.cluster.app import application, machines
+        from service.cluster.plan import plan_for
+
+        nodes = machines()
+        plan = plan_for(manifest, nodes, options)
+        print_table(f"{options.index}, generation {manifest.generation}", plan.rows(nodes))
+        if plan_only:
+            return
+        with _told_to_end() as told:
+            _serve(options, application(options, keys, plan), told, keep=joined and options.keep_serving)
+
+
+def _for_other_processes(options: ServeOptions) -> ServeOptions:
+    """The options as they are true in another folder."""
+    paths = {
+        name: value.resolve()
+        for name, value in ((name, getattr(options, name)) for name in type(options).model_fields)
+        if isinstance(value, Path)
+    }
+    return options.model_copy(update=paths)
+
+
+def _require_possible(options: ServeOptions) -> None:
+    if options.admin_key is not None or options.admin_key_file is not None:
+        raise InvalidOptionError(
+            "an admin key takes one process: a cluster takes no writes over HTTP. Change the index with the commands "
+            "(gaussearch add, delete, compact, build); the shards take it up"
+        )
+    if options.port == 0:
+        raise InvalidOptionError("port is 0, and all machines of a cluster listen on the same: say which")
+    if options.workers > 1:
+        raise InvalidOptionError(f"workers is {options.workers}; on a cluster, give ingress-replicas in its place")
+
+
+def _serve(options: ServeOptions, application: Any, told: threading.Event, *, keep: bool) -> None:
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    from service.cluster.app import NAME
+
+    on_head = options.proxies == "head" or (options.proxies == "auto" and is_loopback(options.host))
+    http = {
+        "host": options.host,
+        "port": options.port,
+        "request_timeout_s": None,
+        "ssl_certfile": _text(options.tls_certificate),
+        "ssl_keyfile": _text(options.tls_key),
+        "ssl_keyfile_password": options.tls_key_password and options.tls_key_password.get_secret_value(),
+    }
+    try:
+        serve.start("HeadOnly" if on_head else "EveryNode", http)
+        serve.run(application, name=NAME, route_prefix="/")
+        logger.info("serving on %s:%d", options.host, options.port)
+        told.wait()
+    except (RayServeException, RuntimeError) as error:
+        raise ClusterError(f"the service could not be started: {error}") from error
+    finally:
+        if not keep:
+            serve.delete(NAME)
+            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """What is set once SIGTERM or SIGINT comes; the second one ends the wait for anything."""
+    told = threading.Event()
+
+    def note(*_: object) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
