@@ -99,7 +99,8 @@ def create_app(
     if settings.page:
         # Last: no search is matched against these.
         app.router.routes.extend(page_routes())
-    app.add_middleware(RequestLog, metrics=metrics)
+    # Ray Serve names responses itself.
+    app.add_middleware(RequestLog, metrics=metrics, names_response=cluster is None)
     if settings.origins:
         # Around the log, so that what is refused there may be read as well.
         app.add_middleware(

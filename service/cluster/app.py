@@ -15,14 +15,16 @@ from index.errors import InvalidOptionError
 from service.cluster.deployments import Ingress, ShardReplica
 from service.cluster.options import ServeOptions
 from service.cluster.plan import ClusterPlan, Node, plan_for
-from service.exposure import require_key_or_loopback
+from service.exposure import is_loopback, require_key_or_loopback
 from service.keys import Keys
 
-__all__ = ["NAME", "application", "build", "machines"]
+__all__ = ["NAME", "application", "build", "listens_on_head", "machines"]
 
 NAME = "gaussearch"
 """What Ray Serve calls the application."""
 RETRY_SECONDS = 1.0
+HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
+"""What Ray calls being the head, of which there is one, and how little of it is taken."""
 HEALTH_SECONDS, HEALTH_PATIENCE = 5.0, 15.0
 """How often Ray Serve asks a process whether it is well, and how long it waits for that: then it starts another."""
 
@@ -53,12 +55,24 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def machines() -> list[Node]:
     """The machines of the cluster that this process is connected to."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [
         Node(float(each.get("CPU", 0)), float(each.get("GPU", 0)), int(each.get("memory", 0)))
-        for each in alive
+        for each in (node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
         if each.get("CPU", 0)
     ]
+
+
+def listens_on_head(options: ServeOptions) -> bool:
+    """Whether requests are taken by the head alone."""
+    return options.proxies == "head" or (options.proxies == "auto" and is_loopback(options.host))
+
+
+def _place_of_ingress(options: ServeOptions) -> dict[str, Any]:
+    """What Ray is to set aside for an ingress. Where all requests come in at the head, it is there, and the death of
+    any other machine loses no request. It asks for no cores then: there may be none left, and nothing would start."""
+    if listens_on_head(options):
+        return {"num_cpus": 0, "resources": {HEAD: HEAD_SHARE}}
+    return {"num_cpus": options.ingress_cpus}
 
 
 def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Application:
@@ -94,7 +108,7 @@ def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Applica
     ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]
         name="ingress",
         num_replicas=options.ingress_replicas,
-        ray_actor_options={"num_cpus": options.ingress_cpus},
+        ray_actor_options=_place_of_ingress(options),
         max_ongoing_requests=options.max_connections,
         max_queued_requests=options.max_connections,
         backpressure_config=back_pressure,

@@ -54,6 +54,10 @@ class ShardReplica:
 
         return await settled(opened_and_done)
 
+    async def current(self) -> str:
+        """As ShardServer."""
+        return await asyncio.to_thread(self._server.current)
+
     async def warm(self, token: str) -> None:
         """Opens a generation."""
         await self._generation(token)

@@ -20,6 +20,7 @@ __all__ = ["ClusterPlan", "Node", "plan_for"]
 PROCESS_BYTES = 512 * 2**20
 """What a process takes that has nothing open: Python, torch and FAISS."""
 GENERATIONS = 2
+ROOM = {True: "all of it finds room", False: "not all of it finds room", None: "not looked at: all of it is given"}
 LISTED = 16
 """Shards up to which each has a line."""
 
@@ -36,7 +37,7 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
     """Shards, processes of each, and cores, GPUs and bytes of one of these; whether there is room for all of them
-    without any one of the machines."""
+    without any one of the machines, None where that was not looked at."""
 
     shards: list[Shard]
     replicas: int
@@ -44,7 +45,7 @@ class ClusterPlan:
     cpus: float
     gpus: float
     memory: int
-    survives: bool
+    survives: bool | None
 
     @property
     def threads(self) -> int:
@@ -62,7 +63,7 @@ class ClusterPlan:
             **dict(self._shard_rows()),
             "processes": f"{self.replicas} of each shard{scaled}",
             "set aside for one": f"{self.cpus:g} cores{gpus}, {_gib(self.memory)}",
-            "without any one machine": "all of it finds room" if self.survives else "not all of it finds room",
+            "without any one machine": ROOM[self.survives],
         }
 
     def _shard_rows(self) -> Iterator[tuple[str, str]]:
@@ -84,11 +85,20 @@ def plan_for(manifest: Manifest, nodes: Sequence[Node], options: ClusterSettings
     if options.max_replicas is not None and options.max_replicas < (options.replicas or 1):
         raise InvalidOptionError(f"max_replicas is {options.max_replicas}, less than replicas, {options.replicas}")
     most = most_shards(manifest)
+    if not nodes and not _is_given(options):
+        raise InsufficientMemoryError(
+            "no machine of the cluster has cores: add some, or give shards, replicas, replica-cpus and replica-memory, "
+            "with which the service waits for machines to join"
+        )
     if options.shards is not None and most > 1 and options.shards > most:
         raise InvalidOptionError(
             f"shards is {options.shards}, and the index has {most} segments, which are not divided: build it with a "
             "smaller segment-docs, or have fewer shards"
         )
+    if options.shards is not None and options.replicas is not None and _is_given(options):
+        # What there is room for now may not be what there will be.
+        given = shards_of(manifest, options.shards)
+        return _plan(given, options.replicas, options.replica_cpus or 1.0, options, survives=None)
     counts = [options.shards] if options.shards is not None else _counts(most)
     wanted = [options.replicas] if options.replicas is not None else [2, 1] if len(nodes) > 1 else [1]
     # Two of each beat fewer shards: the one is an answer that waits for one more, the other none at all.
@@ -132,9 +142,21 @@ def _fitted(shards: list[Shard], replicas: int, nodes: Sequence[Node], options: 
         for cpus in _shares(among, processes, options):
             need = Node(cpus, options.replica_gpus, memory)
             if _find_room(among, need, processes, options):
-                most = max(replicas, options.max_replicas or replicas)
-                return ClusterPlan(shards, replicas, most, cpus, options.replica_gpus, memory, survives)
+                return _plan(shards, replicas, cpus, options, survives=survives)
     return None
+
+
+def _is_given(options: ClusterSettings) -> bool:
+    """Whether nothing is left to be worked out of what machines there are."""
+    given = (options.shards, options.replicas, options.replica_cpus, options.replica_memory)
+    return all(each is not None for each in given)
+
+
+def _plan(
+    shards: list[Shard], replicas: int, cpus: float, options: ClusterSettings, *, survives: bool | None
+) -> ClusterPlan:
+    most = max(replicas, options.max_replicas or replicas)
+    return ClusterPlan(shards, replicas, most, cpus, options.replica_gpus, _memory_of(shards, options), survives)
 
 
 def _shares(nodes: Sequence[Node], processes: int, options: ClusterSettings) -> Iterator[float]:

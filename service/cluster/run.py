@@ -13,7 +13,7 @@ from index.distributed.ray_session import LOCAL, address_of, ray_module, ray_ses
 from index.errors import ClusterError, InvalidOptionError
 from service.cluster.options import ServeOptions
 from service.commands import print_table
-from service.exposure import is_loopback, require_key_or_loopback
+from service.exposure import require_key_or_loopback
 from service.keys import Keys
 from service.logs import configure_logging
 
@@ -77,9 +77,8 @@ def _serve(options: ServeOptions, application: Any, told: threading.Event, *, ke
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    from service.cluster.app import NAME
+    from service.cluster.app import NAME, listens_on_head
 
-    on_head = options.proxies == "head" or (options.proxies == "auto" and is_loopback(options.host))
     http = {
         "host": options.host,
         "port": options.port,
@@ -89,7 +88,7 @@ def _serve(options: ServeOptions, application: Any, told: threading.Event, *, ke
         "ssl_keyfile_password": options.tls_key_password and options.tls_key_password.get_secret_value(),
     }
     try:
-        serve.start("HeadOnly" if on_head else "EveryNode", http)
+        serve.start("HeadOnly" if listens_on_head(options) else "EveryNode", http)
         serve.run(application, name=NAME, route_prefix="/")
         logger.info("serving on %s:%d", options.host, options.port)
         told.wait()

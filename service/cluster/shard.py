@@ -66,6 +66,10 @@ class ShardServer:
         self._last: LocalSearcher | None = None
         self._filters = FilterRoom(Metrics())
 
+    def close(self) -> None:
+        """Evaluates no more filters."""
+        self._filters.close()
+
     def current(self) -> str:
         """The token of the live generation; raises what IndexDirectory.current_token raises."""
         return self._directory.current_token()
