@@ -91,14 +91,14 @@ def _on_ray(directory: IndexDirectory, shards: int) -> Iterator[int]:
     with ray_session("local"):
         from ray import serve
 
-        from service.cluster.app import application, machines
+        from service.cluster.app import LOGGING, application, machines
         from service.cluster.options import ServeOptions
         from service.cluster.plan import plan_for
         from service.keys import Keys
 
         options = ServeOptions(index=directory.path, port=port, shards=shards, device="cpu", log_level="warning")
         plan = plan_for(directory.manifest(), machines(), options)
-        serve.start("HeadOnly", {"host": options.host, "port": port})
+        serve.start("HeadOnly", {"host": options.host, "port": port}, logging_config=LOGGING)
         serve.run(application(options, Keys.load(options), plan), name="gaussearch", route_prefix="/")
         try:
             yield port

@@ -329,4 +329,4 @@ def test_told_to_end_it_ends_the_service_and_leaves_the_cluster(running: Running
     with running.nodes.connected():
         import ray
 
-        assert ray.cluster_resources()["CPU"] == 6
+        assert ray.cluster_resources()["CPU"] == 6  # type: ignore[no-untyped-call]

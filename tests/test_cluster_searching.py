@@ -31,7 +31,7 @@ from service.cluster.merging import merged
 from service.problems import OverloadedError, ShardUnavailableError
 from tests.conftest import random_gaussians, write_corpus
 from tests.serving import Served, wait_until
-from tests.shards import FakeCluster, cluster_client, fake_cluster
+from tests.shards import FakeCluster, FakeShard, cluster_client, fake_cluster
 
 K = 6
 ROWS = 1200
@@ -236,9 +236,7 @@ def test_equal_scores_are_merged_by_id_and_numbers_are_those_of_all() -> None:
         (("bound", "bound"), 7, None),
     ],
 )
-def test_results_are_proven_where_all_of_their_parts_are(
-    proofs: Any, covered: int | None, expected: str | None
-) -> None:
+def test_results_are_proven_where_all_of_their_parts_are(proofs: Any, covered: int | None, expected: Any) -> None:
     parts = [(0, [ranking((-1.0, "a"), evidence=Evidence(5, 2, proof))]) for proof in proofs]
     (found,) = merged(parts, 1, 1, covered)
     assert found.evidence == Evidence(10, 4, expected)
@@ -365,6 +363,10 @@ def test_coverage_is_told_to_whoever_allows_a_part(fakes: FakeCluster) -> None:
         assert (refused.status_code, refused.json()["code"]) == (504, "shard_unavailable")
 
 
+def _asked_more(shard: FakeShard, begun: int) -> bool:
+    return shard.asked.count("search") > begun
+
+
 def test_one_stuck_search_keeps_nobody_waiting(fakes: FakeCluster) -> None:
     with cluster_client(fakes) as client:
         fakes.shards[0].stuck = True
@@ -372,7 +374,7 @@ def test_one_stuck_search_keeps_nobody_waiting(fakes: FakeCluster) -> None:
         for thread in hung:
             begun = fakes.shards[0].asked.count("search")
             thread.start()
-            wait_until(lambda begun=begun: fakes.shards[0].asked.count("search") > begun)
+            wait_until(functools.partial(_asked_more, fakes.shards[0], begun))
         fakes.shards[0].stuck = False
         assert client.post("/v1/search", asked()).status_code == 200
         assert any(thread.is_alive() for thread in hung)

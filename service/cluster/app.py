@@ -18,13 +18,16 @@ from service.cluster.plan import ClusterPlan, Node, plan_for
 from service.exposure import is_loopback, require_key_or_loopback
 from service.keys import Keys
 
-__all__ = ["NAME", "application", "build", "listens_on_head", "machines"]
+__all__ = ["LOGGING", "NAME", "application", "build", "listens_on_head", "machines"]
 
 NAME = "gaussearch"
 """What Ray Serve calls the application."""
 RETRY_SECONDS = 1.0
 HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
 """What Ray calls being the head, of which there is one, and how little of it is taken."""
+LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
+"""The service's own log has a line for each request; another of every process that one goes through would cost more than
+it tells."""
 HEALTH_SECONDS, HEALTH_PATIENCE = 5.0, 15.0
 """How often Ray Serve asks a process whether it is well, and how long it waits for that: then it starts another."""
 
@@ -99,6 +102,7 @@ def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Applica
             max_ongoing_requests=options.max_ongoing,
             max_queued_requests=options.max_queued,
             graceful_shutdown_timeout_s=options.shutdown_seconds,
+            logging_config=LOGGING,
             **scaled,
             **health,
         )
@@ -113,6 +117,7 @@ def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Applica
         max_queued_requests=options.max_connections,
         backpressure_config=back_pressure,
         graceful_shutdown_timeout_s=options.shutdown_seconds,
+        logging_config=LOGGING,
         **health,
     )
     bound: Application = ingress.bind(options, keys, *shards)

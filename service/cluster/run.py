@@ -77,7 +77,7 @@ def _serve(options: ServeOptions, application: Any, told: threading.Event, *, ke
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
-    from service.cluster.app import NAME, listens_on_head
+    from service.cluster.app import LOGGING, NAME, listens_on_head
 
     http = {
         "host": options.host,
@@ -88,7 +88,7 @@ def _serve(options: ServeOptions, application: Any, told: threading.Event, *, ke
         "ssl_keyfile_password": options.tls_key_password and options.tls_key_password.get_secret_value(),
     }
     try:
-        serve.start("HeadOnly" if listens_on_head(options) else "EveryNode", http)
+        serve.start("HeadOnly" if listens_on_head(options) else "EveryNode", http, logging_config=LOGGING)
         serve.run(application, name=NAME, route_prefix="/")
         logger.info("serving on %s:%d", options.host, options.port)
         told.wait()
