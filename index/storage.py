@@ -80,9 +80,19 @@ class IndexDirectory(Layout):
         del manifest
         return False
 
+    def verify_stored(self, manifest: Manifest) -> None:
+        """Reads all of a generation where it is kept for good, and compares it with its checksums: where `verify` looks
+        at what has been fetched of it. Raises CorruptIndexError."""
+
     def hold(self, number: int) -> AbstractContextManager[None]:
         """Keeps a generation while it is read: as index.holding.hold."""
         return hold(self.pins, number)
+
+    def may_go_on(self, number: int) -> bool:
+        """Whether an unfinished build of that number can still be published. One that was killed just after it had
+        published has nothing left to do, nor has one since which the index has been written to: that has removed its
+        segments. Hold the writer lock."""
+        return number > (self.live_generation() or 0)
 
     def free_number(self, number: int) -> int:
         """The number that a generation gets that was to have this one."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from index import Document, GaussearchError, IndexDirectory, LocalSearcher, Searcher
+from index import Document, GaussearchError, LocalSearcher, Searcher
 from index.cores import available_cores
 from index.records import ModelRecord
 from index.text.matching import require_model
@@ -36,7 +36,7 @@ def load(settings: ServiceSettings, known: Searcher | None = None, model: ModelR
     """
     threads = settings.threads or max(1, available_cores() // settings.workers)
     searcher = LocalSearcher(
-        IndexDirectory(settings.index),
+        settings.directory,
         device=settings.device,
         threads=threads,
         verify=settings.verify,
@@ -86,7 +86,7 @@ class LiveIndex:
         self._model = model
         self._settings = settings
         self._metrics = metrics
-        self._directory = IndexDirectory(settings.index)
+        self._directory = settings.directory
         self._searcher: Searcher | None = None
         self._token = self._served = ""
         self._retry_at = math.inf
@@ -143,6 +143,10 @@ class LiveIndex:
         with self._turn:
             started = time.monotonic()
             token = self._directory.current_token()
+            if token == self._token == self._served:
+                # What could not be looked at before could be now, and is what is served.
+                self.last_error = None
+                return False
             if token == self._token and started < self._retry_at:
                 return False
             self._take_up(token, started)

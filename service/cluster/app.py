@@ -10,7 +10,6 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-from index import IndexDirectory
 from index.errors import InvalidOptionError
 from service.cluster.deployments import Ingress, ShardReplica
 from service.cluster.options import ServeOptions
@@ -26,8 +25,8 @@ RETRY_SECONDS = 1.0
 HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
 """What Ray calls being the head, of which there is one, and how little of it is taken."""
 LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
-"""The service's own log has a line for each request; another of every process that one goes through would cost more than
-it tells."""
+"""The service's own log has a line for each request; another of every process that one goes through would cost more
+than it tells."""
 HEALTH_SECONDS, HEALTH_PATIENCE = 5.0, 15.0
 """How often Ray Serve asks a process whether it is well, and how long it waits for that: then it starts another."""
 
@@ -52,8 +51,7 @@ def build(arguments: dict[str, Any]) -> Application:
         raise InvalidOptionError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     keys = Keys.load(options)
     require_key_or_loopback(options, keys)
-    manifest = IndexDirectory.of(options.index).manifest()
-    return application(options, keys, plan_for(manifest, machines(), options))
+    return application(options, keys, plan_for(options.directory.manifest(), machines(), options))
 
 
 def machines() -> list[Node]:

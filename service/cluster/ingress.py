@@ -4,7 +4,7 @@ and only then served."""
 import asyncio
 from collections.abc import Sequence
 
-from index import IndexDirectory, Searcher
+from index import Searcher
 from index.current import named_by
 from index.errors import CorruptIndexError
 from index.records import ModelRecord
@@ -36,7 +36,7 @@ class Cluster:
 
         Blocks until every process of every shard that lives has the live generation open.
         """
-        directory = IndexDirectory.of(settings.index)
+        directory = settings.directory
         while True:
             token = directory.current_token()
             named = named_by(token)

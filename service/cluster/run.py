@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from index import IndexDirectory
 from index.distributed.ray_session import LOCAL, address_of, ray_module, ray_session
 from index.errors import ClusterError, InvalidOptionError
 from service.cluster.options import ServeOptions
@@ -34,7 +33,7 @@ def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False)
     _require_possible(options)
     keys = Keys.load(options)
     require_key_or_loopback(options, keys)
-    manifest = IndexDirectory.of(options.index).manifest()
+    manifest = options.directory.manifest()
     joined = address_of(address) != LOCAL
     ray_module()
     configure_logging(options.log_level, options.log_format)
@@ -58,6 +57,8 @@ def _for_other_processes(options: ServeOptions) -> ServeOptions:
         for name, value in ((name, getattr(options, name)) for name in type(options).model_fields)
         if isinstance(value, Path)
     }
+    if options.directory.is_local:
+        paths["index"] = options.directory.path.resolve()
     return options.model_copy(update=paths)
 
 

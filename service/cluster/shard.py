@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from index import Document, Explanation, GaussearchError, Gaussians, IndexDirectory, LocalSearcher
+from index import Document, Explanation, GaussearchError, Gaussians, LocalSearcher
 from index.current import named_by
 from index.documents import Numbers
 from index.errors import CorruptIndexError, DocumentNotFoundError, SearchStoppedError
@@ -62,7 +62,7 @@ class ShardServer:
     def __init__(self, settings: ServiceSettings, number: int, shards: int, threads: int | None) -> None:
         """`threads` is how many cores one search uses; all if None."""
         self._settings, self._number, self._shards, self._threads = settings, number, shards, threads
-        self._directory = IndexDirectory.of(settings.index)
+        self._directory = settings.directory
         self._last: LocalSearcher | None = None
         self._filters = FilterRoom(Metrics())
 
