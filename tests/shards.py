@@ -5,6 +5,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from index import IndexDirectory
@@ -29,7 +30,9 @@ class FakeShard:
     lost: int = 0
     """How many more calls find their process dead."""
     stuck: bool = False
-    """Whether it answers nothing."""
+    """Whether it answers nothing of what it is asked from now on."""
+    released: bool = False
+    """Whether it answers what it has been asked all the same."""
     fails: Exception | None = None
     """What it raises in place of an answer."""
 
@@ -41,8 +44,9 @@ class FakeShard:
             raise LostError("the process has died")
         if self.fails is not None:
             raise self.fails
-        if self.stuck:
-            await asyncio.Event().wait()
+        stuck = self.stuck
+        while stuck and not self.released:
+            await asyncio.sleep(0.005)
         generation = self.opened(token)
         if method == "describe":
             return self.server.describe(generation)
@@ -73,13 +77,16 @@ class FakeCluster:
 
 
 @contextlib.contextmanager
-def fake_cluster(directory: IndexDirectory, count: int, **settings: Any) -> Iterator[FakeCluster]:
-    """A cluster of so many shards, asked on an event loop of its own."""
-    options = ServeOptions(index=directory.path, **settings)
+def fake_cluster(
+    index: IndexDirectory | str, count: int, *, machines: Path | None = None, **settings: Any
+) -> Iterator[FakeCluster]:
+    """A cluster of so many shards, asked on an event loop of its own; each has a cache in the folder `machines`."""
+    options = ServeOptions(index=index if isinstance(index, str) else index.path, **settings)
+    each = [options.model_copy(update={"cache": machines and machines / str(number)}) for number in range(count)]
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    shards = [FakeShard(ShardServer(options, number, count, 1)) for number in range(count)]
+    shards = [FakeShard(ShardServer(its, number, count, 1)) for number, its in enumerate(each)]
     try:
         yield FakeCluster(options, shards, Cluster(shards, loop, max_batches=options.max_batches))
     finally:

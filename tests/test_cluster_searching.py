@@ -30,7 +30,8 @@ from index.manifest import IndexKind
 from service.cluster.merging import merged
 from service.problems import OverloadedError, ShardUnavailableError
 from tests.conftest import random_gaussians, write_corpus
-from tests.serving import Served, wait_until
+from tests.object_storage import Storage
+from tests.serving import PATIENCE, Served, wait_until
 from tests.shards import FakeCluster, FakeShard, cluster_client, fake_cluster
 
 K = 6
@@ -370,14 +371,19 @@ def _asked_more(shard: FakeShard, begun: int) -> bool:
 def test_one_stuck_search_keeps_nobody_waiting(fakes: FakeCluster) -> None:
     with cluster_client(fakes) as client:
         fakes.shards[0].stuck = True
-        hung = [threading.Thread(target=client.post, args=("/v1/search", asked()), daemon=True) for _ in range(3)]
+        patient = {"X-Request-Timeout-Ms": "60000"}
+        send = functools.partial(client.post, "/v1/search", asked(), headers=patient)
+        hung = [threading.Thread(target=send, daemon=True) for _ in range(3)]
         for thread in hung:
             begun = fakes.shards[0].asked.count("search")
             thread.start()
             wait_until(functools.partial(_asked_more, fakes.shards[0], begun))
         fakes.shards[0].stuck = False
         assert client.post("/v1/search", asked()).status_code == 200
-        assert any(thread.is_alive() for thread in hung)
+        assert all(thread.is_alive() for thread in hung)
+        fakes.shards[0].released = True
+        for thread in hung:
+            thread.join(PATIENCE)
 
 
 def test_a_full_shard_is_answered_429(fakes: FakeCluster) -> None:
@@ -410,6 +416,25 @@ def test_a_new_generation_is_taken_up_by_all_shards(tmp_path: Path) -> None:
         assert {name for each in before.search(queries(1), 60) for name in each.ids} == {
             f"d{row:04d}" for row in range(60)
         }
+
+
+def test_a_shard_fetches_its_own_segments_alone(tmp_path: Path, storage: Storage) -> None:
+    corpus = corpus_of(tmp_path, random_gaussians(100, K, seed=3), "corpus")
+    local = IndexDirectory(tmp_path / "local")
+    for directory in (local, storage.on("builder")):
+        build_index([corpus], directory, BuildOptions(kind=IndexKind.IVF_FASTSCAN, segment_docs=20, min_recall=0.01))
+    with fake_cluster(storage.uri, 2, machines=tmp_path / "machines") as fakes:
+        found = fakes.searcher().search(queries(), 7, exact=True)
+        assert_same(found, LocalSearcher(local).search(queries(), 7, exact=True))
+        fetched = []
+        for number, shard in enumerate(fakes.shards):
+            (generation,) = shard.generations.values()
+            assert generation.searcher is not None
+            segments = {entry.id for entry in generation.searcher.manifest.segments}
+            lying = {path.parent.name for path in (tmp_path / "machines" / str(number)).rglob("gaussians.npy")}
+            assert lying == segments
+            fetched += sorted(segments)
+    assert sorted(fetched) == sorted(entry.id for entry in local.manifest().segments)
 
 
 def test_one_segment_for_three_shards_is_one_that_is_asked(served: Served) -> None:
