@@ -31,8 +31,8 @@ class FakeShard:
     """How many more calls find their process dead."""
     stuck: bool = False
     """Whether it answers nothing of what it is asked from now on."""
-    released: bool = False
-    """Whether it answers what it has been asked all the same."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop | None = None
     fails: Exception | None = None
     """What it raises in place of an answer."""
 
@@ -44,13 +44,18 @@ class FakeShard:
             raise LostError("the process has died")
         if self.fails is not None:
             raise self.fails
-        stuck = self.stuck
-        while stuck and not self.released:
-            await asyncio.sleep(0.005)
+        self.loop = asyncio.get_running_loop()
+        if self.stuck:
+            await self.released.wait()
         generation = self.opened(token)
         if method == "describe":
             return self.server.describe(generation)
         return await settled(lambda: getattr(self.server, method)(generation, *arguments))
+
+    def release(self) -> None:
+        """Answers what it has been asked all the same."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.released.set)
 
     async def warm(self, token: str) -> None:
         self.opened(token)

@@ -44,7 +44,8 @@ OPTIONS = {
     # Eight queries are a batch, which waits for no others.
     "max-batch-rows": 8,
     "max-ongoing": 2,
-    "max-queued": 2,
+    # More than the clients of a test send, and less than max-batches.
+    "max-queued": 8,
 }
 
 

@@ -381,7 +381,7 @@ def test_one_stuck_search_keeps_nobody_waiting(fakes: FakeCluster) -> None:
         fakes.shards[0].stuck = False
         assert client.post("/v1/search", asked()).status_code == 200
         assert all(thread.is_alive() for thread in hung)
-        fakes.shards[0].released = True
+        fakes.shards[0].release()
         for thread in hung:
             thread.join(PATIENCE)
 

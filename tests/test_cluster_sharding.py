@@ -138,3 +138,12 @@ def test_the_plan_says_what_each_shard_has() -> None:
     assert rows["shards"] == 2
     assert rows["shard 1"] == "500,000 documents in 8 segments, 0.53 GiB on disk, 0.47 GiB of them in memory"
     assert rows["machines"] == "2, of 16 cores and 16.00 GiB that Ray may set aside"
+
+
+def test_what_is_all_given_waits_for_machines_that_are_not_there_yet() -> None:
+    options = ClusterSettings(shards=4, replicas=2, replica_cpus=2, replica_memory=GIB)
+    plan = plan_for(million(), [], options)
+    assert (len(plan.shards), plan.replicas, plan.cpus, plan.memory, plan.survives) == (4, 2, 2, GIB, None)
+    assert plan.rows([])["without any one machine"] == "not looked at: all of it is given"
+    with pytest.raises(InsufficientMemoryError, match="no machine of the cluster has cores"):
+        plan_for(million(), [], ClusterSettings(shards=4))

@@ -27,8 +27,9 @@ __all__ = ["Ingress", "ShardReplica"]
 
 Outcome = TypeVar("Outcome")
 
-OPEN = 3
-"""Generations that a process has open at most: the one that is served, the next one, and one of slow searches."""
+OPEN = 2
+"""Generations that a process has open at most: the one that is served and the next one. What is searched keeps a third
+until it has been."""
 
 
 class ShardReplica:

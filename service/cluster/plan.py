@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from index.errors import InsufficientMemoryError, InvalidOptionError
-from index.manifest import Manifest
+from index.manifest import IndexKind, Manifest
 from service.cluster.options import ClusterSettings
 from service.cluster.sharding import Shard, most_shards, shards_of
 
@@ -90,7 +90,7 @@ def plan_for(manifest: Manifest, nodes: Sequence[Node], options: ClusterSettings
             "no machine of the cluster has cores: add some, or give shards, replicas, replica-cpus and replica-memory, "
             "with which the service waits for machines to join"
         )
-    if options.shards is not None and most > 1 and options.shards > most:
+    if options.shards is not None and options.shards > most and manifest.kind is not IndexKind.HNSW:
         raise InvalidOptionError(
             f"shards is {options.shards}, and the index has {most} segments, which are not divided: build it with a "
             "smaller segment-docs, or have fewer shards"

@@ -23,7 +23,7 @@ from service.cluster.messages import Answer, Asked, Opened
 from service.cluster.sharding import shards_of
 from service.filtering import FilterRoom
 from service.metrics import Metrics
-from service.problems import DeadlineExceededError
+from service.problems import DeadlineExceededError, NotReadyError
 from service.searching import Found
 from service.settings import ServiceSettings
 
@@ -52,8 +52,13 @@ class Generation:
 
     def close(self) -> None:
         """Ends its thread, once what it has been asked is done."""
-        if self.batcher is not None:
-            self.batcher.close(PATIENCE)
+        batcher, self.batcher = self.batcher, None
+        if batcher is not None:
+            batcher.close(PATIENCE)
+
+    def __del__(self) -> None:
+        """What Ray Serve calls where it makes room for another generation."""
+        self.close()
 
 
 class ShardServer:
@@ -177,8 +182,10 @@ async def settled(work: Callable[[], Awaitable[Outcome]]) -> Outcome | Gaussearc
 
 
 def _searched(generation: Generation) -> tuple[LocalSearcher, Batcher]:
-    if generation.searcher is None or generation.batcher is None:
+    if generation.searcher is None:
         raise GaussearchError("a shard without documents was asked for some")
+    if generation.batcher is None:
+        raise NotReadyError("the generation has made room for newer ones: try again", headers={"Retry-After": "1"})
     return generation.searcher, generation.batcher
 
 
