@@ -92,7 +92,10 @@ def _search_on_terms(
     while waiting:
         now, earliest = time.monotonic(), min(job.deadline for job in waiting)
         due = [job for job in waiting if job.deadline - earliest <= SOON * (job.deadline - now)]
-        terms = Terms(earliest, waiting[0].allow_partial, any(job.payload_is_due for job in waiting))
+        # What is left of the time, where a shard has not answered, is too little to ask for anything more.
+        is_partial = waiting[0].allow_partial
+        with_payload = any(job.with_payload if is_partial else job.payload_is_due for job in waiting)
+        terms = Terms(earliest, is_partial, with_payload)
         bound = searcher.within(terms)
         outcomes: list[Found | ServiceError]
         try:

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from ray.serve import Application
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from index.errors import GaussearchError, InvalidOptionError
 from service.cli import app
@@ -88,7 +87,8 @@ def test_ray_serve_is_told_what_to_run_by_a_configuration(served: Served) -> Non
     (shard,) = [each._bound_deployment for each in ingress.init_args if isinstance(each, Application)]
     assert (shard.name, shard.num_replicas) == ("shard-0", 2)
     assert shard.ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0.0, "memory": 10**8}
-    options, number, shards, threads = shard.init_args
+    arguments_of_shard: tuple[Any, ...] = shard.init_args
+    options, number, shards, threads = arguments_of_shard
     assert (options.index, number, shards, threads) == (str(served.directory.path), 0, 1, 1)
 
 

@@ -27,12 +27,14 @@ from service.problems import ShardUnavailableError
 __all__ = ["ClusterSearcher"]
 
 UNBOUND = 600.0
-"""Seconds within which shards answer where nobody says how long they may take."""
+"""Seconds within which shards have to answer where nobody says how long they may take."""
 FEW_SHARDS = 8
 """Shards up to which each sends the payload of all that it finds; of more, most would be sent for nothing, and that of
 the best is fetched."""
 RESERVE, LONGEST_RESERVE, SHORTEST_RESERVE = 0.05, 0.25, 0.02
-"""The share of the time left, and at most and least so many seconds, that are kept to put an answer together."""
+"""The share of the time left, and at most and least so many seconds, that are kept to say that it has passed."""
+PARTIAL = 2.0
+"""How much more of it is kept to put together what has been found."""
 
 
 class ClusterSearcher:
@@ -65,7 +67,7 @@ class ClusterSearcher:
         or without its documents. It keeps what comes with results, for whoever asks for it: payload, and how many
         documents a filter let through."""
         bound = copy.copy(self)
-        bound._terms, bound._fetched, bound._matched = terms, {}, {}
+        bound._terms, bound._fetched, bound._matched = terms, dict(self._fetched), dict(self._matched)
         return bound
 
     def search(
@@ -89,7 +91,7 @@ class ClusterSearcher:
             queries.means.double().cpu().numpy(),
             queries.variances.double().cpu().numpy(),
             top_k,
-            UNBOUND if until is None else until - time.monotonic(),
+            until - time.monotonic(),
             candidates,
             self._nprobe_of_each(top_k, nprobe, filter),
             exact,
@@ -112,8 +114,7 @@ class ClusterSearcher:
         require_fields(filter, self._fields)
         if filter.key in self._matched:
             return self._matched[filter.key]
-        until = self._until()
-        seconds = UNBOUND if until is None else until - time.monotonic()
+        seconds = self._until() - time.monotonic()
         return sum(count for _, count in self._all("matching", filter, seconds, stop=stop))
 
     def effort_for(self, top_k: int, candidates: int | None, nprobe: int | None) -> Effort | None:
@@ -176,12 +177,13 @@ class ClusterSearcher:
             raise ShardUnavailableError.of(late, len(self._scatter.shards))
         return sorted((numbers[number], answer) for number, answer in answers.items())
 
-    def _until(self) -> float | None:
+    def _until(self) -> float:
         """When to wait no longer, a time.monotonic()."""
+        now = time.monotonic()
         if self._terms is None:
-            return None
-        left = self._terms.deadline - time.monotonic()
-        return self._terms.deadline - min(LONGEST_RESERVE, max(SHORTEST_RESERVE, RESERVE * left))
+            return now + UNBOUND
+        reserve = min(LONGEST_RESERVE, max(SHORTEST_RESERVE, RESERVE * (self._terms.deadline - now)))
+        return self._terms.deadline - (PARTIAL if self._terms.allow_partial else 1.0) * reserve
 
     def _nprobe_of_each(self, top_k: int, nprobe: int | None, filter: DocumentFilter | None) -> int | None:  # noqa: A002
         """The lists that each shard looks into: as many as all would, or as many as it finds that a filter takes."""

@@ -37,16 +37,13 @@ class Cluster:
         Blocks until every process of every shard that lives has the live generation open.
         """
         directory = settings.directory
-        while True:
-            token = directory.current_token()
-            named = named_by(token)
-            if named is None or directory.token(named.generation) != token:
-                raise CorruptIndexError(f"{directory.current_file} does not name a generation that is kept")
-            manifest = directory.generation(named.generation)
-            shards = shards_of(manifest, len(self._scatter.shards))
-            self._scatter.warm(token, [shard.number for shard in shards if shard.places], OPENING_SECONDS)
-            searcher = ClusterSearcher(directory.name, token, manifest, shards, self._scatter)
-            if directory.current_token() == token:
-                break
+        token = directory.current_token()
+        named = named_by(token)
+        if named is None or directory.token(named.generation) != token:
+            raise CorruptIndexError(f"{settings.index}: CURRENT does not name a generation that is kept")
+        manifest = directory.generation(named.generation)
+        shards = shards_of(manifest, len(self._scatter.shards))
+        self._scatter.warm(token, [shard.number for shard in shards if shard.places], OPENING_SECONDS)
+        searcher = ClusterSearcher(directory.name, token, manifest, shards, self._scatter)
         require_sound(searcher, str(settings.index), model)
         return searcher

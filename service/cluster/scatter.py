@@ -51,7 +51,7 @@ class Scatter:
         self,
         token: str,
         questions: Mapping[int, Question],
-        until: float | None,
+        until: float,
         stop: Stop | None = None,
         enough: Callable[[Any], bool] | None = None,
     ) -> dict[int, Any]:
@@ -92,7 +92,7 @@ class Scatter:
         self,
         token: str,
         questions: Mapping[int, Question],
-        until: float | None,
+        until: float,
         enough: Callable[[Any], bool] | None,
     ) -> dict[int, Any]:
         tasks = {
@@ -101,8 +101,8 @@ class Scatter:
         waiting = set(tasks)
         try:
             while waiting:
-                left = None if until is None else until - time.monotonic()
-                if left is not None and left <= 0:
+                left = until - time.monotonic()
+                if left <= 0:
                     break
                 done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 # The first error ends the wait for the others.
