@@ -40,6 +40,11 @@ class Found:
     matched: int | None
     covered: int
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether some documents were not there to be found."""
+        return self.covered < self.searcher.manifest.documents
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SearchJob(Job[Found]):
@@ -106,9 +111,11 @@ def _search_on_terms(
         except ShardUnavailableError as error:
             outcomes = [error] * len(waiting)
         else:
-            if all(found.covered == searcher.manifest.documents for found in outcomes if isinstance(found, Found)):
+            if all(isinstance(found, Found) and not found.is_partial for found in outcomes):
                 due = waiting
-        hand_over((job.future, its) for job, its in zip(waiting, outcomes, strict=True) if job in due)
+        answered = [(job, its) for job, its in zip(waiting, outcomes, strict=True) if job in due]
+        metrics.partial.inc(sum(isinstance(its, Found) and its.is_partial for _, its in answered))
+        hand_over((job.future, its) for job, its in answered)
         waiting = [job for job in waiting if job not in due and job.drop_if_given_up(LATE_IN_SEARCH) is None]
 
 

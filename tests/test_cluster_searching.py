@@ -358,6 +358,7 @@ def test_coverage_is_told_to_whoever_allows_a_part(fakes: FakeCluster) -> None:
         assert part.status_code == 200
         assert 0 < part.json()["coverage"]["documents"] < documents
         assert part.json()["coverage"]["of"] == documents
+        assert client.metric("gaussearch_partial_answers_total") == 1
         filtered = client.post("/v1/search", asked(allow_partial=True, filter={"year": 2001}), headers=headers)
         assert filtered.json()["matched"] < whole["coverage"]["of"]
         refused = client.post("/v1/search", asked(), headers=headers)
