@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from index import BuildOptions, LocalSearcher, build_index, delete_documents
+from index import (
+    BuildOptions,
+    CompactOptions,
+    LocalSearcher,
+    build_index,
+    compact_index,
+    delete_documents,
+    roll_back,
+)
 from index.errors import CorruptIndexError, InsufficientCacheError, InvalidOptionError
 from index.remote.cache import Cache, CacheOptions
 from index.remote.location import Location
@@ -156,6 +164,20 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(built: Storage, n
     assert built.asked("GET", "gaussians") == before + 1
 
 
+def test_a_writer_does_not_build_on_what_was_damaged(built: Storage) -> None:
+    index = built.on("writer")
+    delete_documents(["d1"], index)
+    path = index.segments / index.manifest().segments[2].id / "gaussians.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    roll_back(index, 1)
+    assert path.read_bytes() == data
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    manifest = compact_index(index, CompactOptions(device="cpu", retrain=True))
+    assert (manifest.documents, manifest.changes) == (100, 0)
+    assert index.verify() == manifest
+
+
 def test_a_file_that_was_cut_short_or_removed_is_fetched_again(built: Storage) -> None:
     index = built.on("reader")
     LocalSearcher(index)
@@ -183,12 +205,13 @@ def test_a_writer_is_given_room_for_what_it_makes(built: Storage, tmp_path: Path
 
 def test_without_a_bound_it_is_a_share_of_the_disk(built: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     size = largest(built)
+    free = int(2.7 * size)
     usage = type(shutil.disk_usage("/"))
-    monkeypatch.setattr("index.remote.cache.shutil.disk_usage", lambda _: usage(10 * size, 8 * size, 2 * size))
+    monkeypatch.setattr("index.remote.cache.shutil.disk_usage", lambda _: usage(10 * size, 7 * size, free))
     index = built.on("reader")
     manifest = index.manifest()
     index.fetch(manifest, manifest.segments[:2]).release()
-    limit = int(0.8 * (2 * size + index.cache.used()))
+    limit = int(0.8 * (free + index.cache.used()))
     with pytest.raises(InsufficientCacheError, match=f"may have {limit:,}:"):
         LocalSearcher(index)
 

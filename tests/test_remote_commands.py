@@ -74,7 +74,7 @@ def test_all_commands_take_a_uri(storage: Storage, run: Run, tmp_path: Path, cor
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("".join(f"q{number} 0 d{number} 1\n" for number in (1, 2, 3)))
     told = run("evaluate", "--qrels", qrels, "--queries", queries, "--format", "json", "--device", "cpu").stdout
-    assert json.loads(told)["queries"] == 3
+    assert json.loads(told)["queries"]["evaluated"] == 3
 
 
 def test_a_failure_is_one_line_and_a_status(storage: Storage, run: Run, corpus: Path) -> None:

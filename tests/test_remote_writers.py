@@ -35,7 +35,8 @@ def built(storage: Storage, corpus: Path) -> Storage:
 def ids(storage: Storage, machine: str) -> set[str]:
     """The documents of the live generation, every byte of it checked by a machine that has nothing of it."""
     index = storage.on(machine)
-    index.verify_stored(index.verify())
+    index.verify_stored(index.manifest())
+    # Opening it compares what was fetched, too.
     searcher = LocalSearcher(index, device="cpu")
     found = searcher.search(random_gaussians(1, K, seed=1), len(searcher))
     return set(found[0].ids)

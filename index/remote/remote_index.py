@@ -208,7 +208,16 @@ class RemoteIndex(IndexDirectory):
         return super().files(manifest)
 
     def verify_contents(self, manifest: Manifest) -> None:
-        """As IndexDirectory, one segment after the other: the cache need not have room for all."""
+        """As IndexDirectory, one segment after the other: the cache need not have room for all. What was fetched and
+        has been damaged since is fetched again."""
+        try:
+            self._verify_contents(manifest)
+        except CorruptIndexError:
+            if not self.repair(manifest):
+                raise
+            self._verify_contents(manifest)
+
+    def _verify_contents(self, manifest: Manifest) -> None:
         shared = self.fetch(manifest, [])
         for entry in manifest.segments:
             its = self.fetch(manifest, [entry])
