@@ -20,6 +20,7 @@
     │   ├── NotSyncedError           a change that has been made, and that a power cut may undo
     │   └── IndexLockedError         another process is writing
     └── ResourceError                the machine cannot do it
+        ├── ClusterError             no cluster of Ray, or one that cannot do the work
         ├── DeviceUnavailableError   the device asked for is not there
         └── InsufficientMemoryError  the index does not fit
 
@@ -31,6 +32,7 @@ from typing import ClassVar
 __all__ = [
     "BackupError",
     "BuildError",
+    "ClusterError",
     "CorruptIndexError",
     "DeviceUnavailableError",
     "DocumentNotFoundError",
@@ -180,6 +182,12 @@ class ResourceError(GaussearchError):
     """The machine cannot do what was asked."""
 
     code = "resource_unavailable"
+
+
+class ClusterError(ResourceError):
+    """A cluster of Ray that is not there, or cannot do the work."""
+
+    code = "cluster_unavailable"
 
 
 class DeviceUnavailableError(ResourceError):
