@@ -23,6 +23,7 @@ from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.descriptors import allow_descriptors
 from service.options import with_options
 from service.progress import progress_for
+from service.ray_option import RayCommand, RayGpusOption, RayOption, RayTasksOption, on_ray
 from service.run_formats import RunFormat, RunWriter
 from service.runs import search_batch
 from service.search_options import Searching, with_searching
@@ -56,7 +57,7 @@ def gaussearch(
     """Retrieval over distributions: documents and queries are diagonal Gaussians, ranked by -KL(Q||D)."""
 
 
-@app.command()
+@app.command(cls=RayCommand)
 @with_options(BuildOptions, ENV_PREFIX)
 def build(
     sources: Annotated[
@@ -70,14 +71,17 @@ def build(
     ],
     index: IndexOption,
     options: BuildOptions,
+    ray: RayOption = None,
+    ray_tasks: RayTasksOption = None,
+    ray_gpus: RayGpusOption = 1.0,
 ) -> None:
     """Build an index of SOURCES and publish it; a service that serves the directory takes it up by itself.
 
     Interrupted at any moment, the live index is untouched, and the same command goes on where it stopped.
     """
     with errors():
-        with progress_for(Console(stderr=True)) as progress:
-            summary = build_index(sources, IndexDirectory(index), options, progress)
+        with on_ray(ray, ray_tasks, ray_gpus) as place, progress_for(Console(stderr=True)) as progress:
+            summary = build_index(sources, IndexDirectory(index), options, progress, place=place)
         _print_summary(summary, options.rejected_to or index / "rejected.jsonl")
 
 
