@@ -17,7 +17,6 @@ from blake3 import blake3
 from index.archives import FolderWriter, TarWriter, is_other_archive, is_tar
 from index.durable import sync
 from index.errors import BackupError, CorruptIndexError, GenerationNotFoundError
-from index.holding import hold
 from index.layout import manifest_name, record_name
 from index.manifest import Manifest
 from index.progress import Progress, SilentProgress
@@ -59,7 +58,7 @@ def back_up(
         directory.token(generation)
     while True:
         number = directory.manifest().generation if generation is None else generation
-        with hold(directory.pins, number):
+        with directory.hold(number):
             try:
                 return _copied(directory, number, target, progress)
             except (CorruptIndexError, GenerationNotFoundError, FileNotFoundError) as error:
@@ -68,7 +67,7 @@ def back_up(
                     raise
                 if generation is not None:
                     raise GenerationNotFoundError(
-                        f"generation {number} of {directory.path} was removed while it was copied: newer ones were "
+                        f"generation {number} of {directory} was removed while it was copied: newer ones were "
                         "published. Pin a generation that is to be kept"
                     ) from error
 
@@ -76,6 +75,7 @@ def back_up(
 def _copied(directory: IndexDirectory, number: int, target: Path, progress: Progress) -> Manifest:
     """Copies a generation beside the target, and gives the copy its name."""
     manifest, token = directory.generation(number), directory.token(number).encode()
+    lease = directory.fetch(manifest)
     files = {PurePosixPath(path.as_posix()): entry for path, entry in directory.files(manifest).items()}
     documents = {entry.id: entry.live for entry in manifest.segments}
     progress.phase("copying", sum(documents.values()))
@@ -84,9 +84,9 @@ def _copied(directory: IndexDirectory, number: int, target: Path, progress: Prog
         with (
             TarWriter(beside, target, manifest.created.timestamp()) if is_tar(target) else FolderWriter(beside)
         ) as writer:
-            record = directory.manifest_file(number)
+            record = directory.manifest_data(number)
             for name in (CURRENT, manifest_name(number), record_name(number)):
-                data = record.read_bytes() if name.suffix == ".json" else token
+                data = record if name.suffix == ".json" else token
                 writer.add(name, len(data), io.BytesIO(data))
             for name, entry in files.items():
                 with _checked(directory.path / name, entry) as file:
@@ -100,6 +100,7 @@ def _copied(directory: IndexDirectory, number: int, target: Path, progress: Prog
         _remove(beside)
         raise
     sync(target.resolve().parent)
+    del lease
     return manifest
 
 

@@ -96,7 +96,7 @@ class BuildRun:
             raise
         return Manifest(
             format_version=FORMAT_VERSION,
-            generation=staging.generation,
+            generation=self.directory.free_number(staging.generation),
             **made_now(),
             k=segments[0].k,
             standardisation=StandardisationRecord.of(standardisation),

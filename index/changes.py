@@ -75,7 +75,7 @@ def add_documents(
             corpus, rejected = _corpus(sources, directory, options, encoder)
             of_index = directory.manifest().model
             of_corpus = corpus.model()
-            require_model(of_index, of_corpus, str(directory.path), reads=corpus.of_texts)
+            require_model(of_index, of_corpus, str(directory), reads=corpus.of_texts)
             if corpus.of_texts:
                 check_texts(corpus, progress, skips=options.on_error == "skip")
             if options.on_error == "skip":

@@ -18,11 +18,16 @@
     │   ├── UnsupportedFormatError   a format version that this release does not read
     │   ├── GenerationNotFoundError  a generation that is not kept
     │   ├── NotSyncedError           a change that has been made, and that a power cut may undo
-    │   └── IndexLockedError         another process is writing
+    │   ├── IndexLockedError         another process is writing
+    │   └── PublicationConflictError another machine has published meanwhile
+    ├── StorageError                 object storage that does not do what it is asked
+    │   ├── StorageDeniedError       credentials that are missing, wrong or expired, or may not do this
+    │   └── StorageUnreachableError  no answer, or none that is whole, however often it was asked
     └── ResourceError                the machine cannot do it
         ├── ClusterError             no cluster of Ray, or one that cannot do the work
         ├── DeviceUnavailableError   the device asked for is not there
-        └── InsufficientMemoryError  the index does not fit
+        ├── InsufficientMemoryError  the index does not fit
+        └── InsufficientCacheError   what is needed of an index in storage does not fit into the cache
 
 Messages name the file, row, field or limit concerned and say what to do about it.
 """
@@ -42,6 +47,7 @@ __all__ = [
     "IndexDirectoryError",
     "IndexLockedError",
     "IndexNotFoundError",
+    "InsufficientCacheError",
     "InsufficientMemoryError",
     "InvalidGaussiansError",
     "InvalidInputError",
@@ -49,9 +55,13 @@ __all__ = [
     "ModelError",
     "ModelMismatchError",
     "NotSyncedError",
+    "PublicationConflictError",
     "ResourceError",
     "SearchStoppedError",
     "SourceError",
+    "StorageDeniedError",
+    "StorageError",
+    "StorageUnreachableError",
     "UnsupportedFormatError",
 ]
 
@@ -178,6 +188,30 @@ class IndexLockedError(IndexDirectoryError):
     code = "index_locked"
 
 
+class PublicationConflictError(IndexDirectoryError):
+    """Another machine has published a generation meanwhile."""
+
+    code = "publication_conflict"
+
+
+class StorageError(GaussearchError):
+    """Object storage does not do what it is asked."""
+
+    code = "storage_failed"
+
+
+class StorageDeniedError(StorageError):
+    """Credentials for object storage that are missing, wrong or expired, or may not do this."""
+
+    code = "storage_denied"
+
+
+class StorageUnreachableError(StorageError):
+    """Object storage does not answer, or not with all of its answer."""
+
+    code = "storage_unreachable"
+
+
 class ResourceError(GaussearchError):
     """The machine cannot do what was asked."""
 
@@ -200,3 +234,9 @@ class InsufficientMemoryError(ResourceError):
     """The index does not fit into memory."""
 
     code = "insufficient_memory"
+
+
+class InsufficientCacheError(ResourceError):
+    """What is needed of an index in object storage does not fit into the cache."""
+
+    code = "insufficient_cache"

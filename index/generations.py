@@ -7,7 +7,7 @@ import datetime
 import functools
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from index.manifest import FORMAT_VERSION, Manifest
 from index.retention import Retention
 from index.untrusted import IndexFile, require_few_fields
 
-__all__ = ["MANIFEST_BYTES", "parse_manifest", "remove_unpublished", "tidy"]
+__all__ = ["MANIFEST_BYTES", "parse_manifest", "remove_unnamed", "remove_unpublished", "tidy"]
 
 MANIFEST_BYTES = 1 << 24
 """More than a manifest that lists fifty thousand segments."""
@@ -90,17 +90,32 @@ def tidy(layout: Layout, retention: Retention | None) -> None:
     if len(generations) < len(kept & manifests.keys()):
         # What an unreadable one needs is not known, and another release may be able to read it.
         return
-    _remove_others(layout.codebooks, _CODEBOOK, frozenset().union(*(each.codebooks for each in generations)))
-    _remove_others(layout.structures, _STRUCTURE, frozenset().union(*(each.structures for each in generations)))
-    _remove_others(layout.deletes, _DELETES, frozenset().union(*(each.deletes for each in generations)))
+    _remove_unnamed(layout, generations)
+
+
+def remove_unnamed(layout: Layout, spare: Callable[[str], bool]) -> None:
+    """Removes what no manifest of a directory names, but for what is to be spared, by names such as segments/<id>."""
+    readable = [_readable(path) for path in layout.manifests.glob(MANIFESTS)]
+    generations = [generation for generation in readable if generation]
+    if len(generations) == len(readable):
+        _remove_unnamed(layout, generations, spare)
+
+
+def _remove_unnamed(
+    layout: Layout, generations: Collection[_Generation], spare: Callable[[str], bool] = lambda _: False
+) -> None:
+    _remove_others(layout.codebooks, _CODEBOOK, frozenset().union(*(each.codebooks for each in generations)), spare)
+    _remove_others(layout.structures, _STRUCTURE, frozenset().union(*(each.structures for each in generations)), spare)
+    _remove_others(layout.deletes, _DELETES, frozenset().union(*(each.deletes for each in generations)), spare)
     needed = frozenset[str]().union(*(each.segments for each in generations))
     for folder in layout.segments.glob("*"):
         # What is not called like a segment is not ours; what cannot be removed now is tried again next time.
-        if folder.name not in needed and _SEGMENT.fullmatch(folder.name):
+        is_ours = _SEGMENT.fullmatch(folder.name) and not spare(f"{layout.segments.name}/{folder.name}")
+        if folder.name not in needed and is_ours:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def parse_manifest(path: Path, data: bytes) -> Manifest:
+def parse_manifest(path: Path | str, data: bytes) -> Manifest:
     """What a manifest says; raises UnsupportedFormatError for another release's, and CorruptIndexError naming the file
     and the field that is wrong."""
     require_few_fields(path, data)
@@ -123,10 +138,12 @@ def _forget(manifest: Path) -> None:
     manifest.unlink()
 
 
-def _remove_others(folder: Path, ours: re.Pattern[str], needed: Collection[str]) -> None:
-    """Removes the files of a folder that are called like ours and are not needed."""
+def _remove_others(
+    folder: Path, ours: re.Pattern[str], needed: Collection[str], spare: Callable[[str], bool] = lambda _: False
+) -> None:
+    """Removes the files of a folder that are called like ours and are neither needed nor to be spared."""
     for file in folder.iterdir() if folder.exists() else ():
-        if file.name not in needed and ours.fullmatch(file.name):
+        if file.name not in needed and ours.fullmatch(file.name) and not spare(f"{folder.name}/{file.name}"):
             file.unlink()
 
 

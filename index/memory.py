@@ -9,6 +9,7 @@ from index.errors import CorruptIndexError, InsufficientMemoryError
 from index.layout import Folder
 from index.manifest import Manifest
 from index.scanning import SCANNED
+from index.storage import IndexDirectory
 from index.untrusted import IndexFile
 
 __all__ = ["available_memory", "require_memory", "require_room"]
@@ -35,7 +36,7 @@ def _page_cache() -> int:
 
 
 def require_memory(
-    manifest: Manifest, path: Path, device: torch.device, *, copies: int = 1, rows: int | None = None
+    manifest: Manifest, directory: IndexDirectory, device: torch.device, *, copies: int = 1, rows: int | None = None
 ) -> None:
     """Raises InsufficientMemoryError, naming both sizes, where the vectors of an index do not fit on the device.
 
@@ -58,9 +59,10 @@ def require_memory(
     needed *= copies
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > available:
-        _require_files(manifest, path)
+        if directory.is_local:
+            _require_files(manifest, directory.path)
         raise InsufficientMemoryError(
-            f"the vectors of {path} take {needed / 2**30:.2f} GiB; {device} has {available / 2**30:.2f} GiB free: "
+            f"the vectors of {directory} take {needed / 2**30:.2f} GiB; {device} has {available / 2**30:.2f} GiB free: "
             "use a machine with more memory"
         )
 

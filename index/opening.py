@@ -51,6 +51,8 @@ class OpenedIndex:
     exact: ExactScanner
     codes: OpenedCodes | None
     half: tuple[Path, ...]
+    lease: object
+    """What keeps its files where they are, of an index in object storage."""
 
     @classmethod
     def open(
@@ -69,13 +71,19 @@ class OpenedIndex:
         published, is no error: the newest is opened.
         """
         known = known if known is not None and known.how == how else None
+        repaired = False
         while True:
             token = directory.current_token() if manifest is None else ""
+            its = manifest or directory.manifest()
             try:
-                return cls._open(directory, how, manifest or directory.manifest(), verify=verify, known=known)
+                return cls._open(directory, how, its, verify=verify, known=known)
             except (CorruptIndexError, FileNotFoundError):
-                if manifest is not None or directory.current_token() == token:
+                if manifest is None and directory.current_token() != token:
+                    continue
+                # What was fetched and has been damaged since is fetched again; once, for the disk may damage it again.
+                if repaired or not directory.repair(its):
                     raise
+                repaired = True
 
     @classmethod
     def _open(
@@ -83,13 +91,14 @@ class OpenedIndex:
     ) -> "OpenedIndex":
         opened = {entry.blake3: each for entry, each in known.entries()} if known is not None else {}
         new = [entry for entry in manifest.segments if entry.blake3 not in opened]
-        require_memory(manifest, directory.path, how.device, rows=sum(entry.documents for entry in new))
+        require_memory(manifest, directory, how.device, rows=sum(entry.documents for entry in new))
+        lease = directory.fetch(manifest)
         segments = open_segments(directory, manifest, verify=verify, known=opened)
         store = DocumentStore(segments, [deleted_rows(directory, entry) for entry in manifest.segments])
         selector = Selector(segments, store.deleted)
         if manifest.codes is None:
             exact, half = _flat(how, manifest, segments, known, verify=verify)
-            return cls(how, manifest, store, selector, exact, None, half)
+            return cls(how, manifest, store, selector, exact, None, half, lease)
         codes = OpenedCodes.open(
             directory,
             manifest,
@@ -100,7 +109,7 @@ class OpenedIndex:
         )
         max_norm = max(segment.manifest.max_norm for segment in segments)
         streamed = StreamedScanner(store, manifest.standardisation.restore(), max_norm, how.threads)
-        return cls(how, manifest, store, selector, streamed, codes, ())
+        return cls(how, manifest, store, selector, streamed, codes, (), lease)
 
     def entries(self) -> list[tuple[SegmentEntry, Segment]]:
         """Its segments, and how its manifest refers to them."""

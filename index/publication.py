@@ -17,7 +17,7 @@ from index.layout import Layout
 from index.manifest import Manifest
 from index.retention import Retention
 
-__all__ = ["publish"]
+__all__ = ["publish", "written"]
 
 
 def publish(layout: Layout, manifest: Manifest, *, retention: Retention, published: Collection[str]) -> None:
@@ -31,12 +31,7 @@ def publish(layout: Layout, manifest: Manifest, *, retention: Retention, publish
     layout.manifests.mkdir(exist_ok=True)
     remove_unpublished(layout)
     _sync_files(layout, manifest, published)
-    data = _written(manifest)
-    if len(data) > MANIFEST_BYTES:
-        raise BuildError(
-            f"the manifest of {layout.path} would have {len(data)} bytes, and may have {MANIFEST_BYTES}: "
-            "build with a larger --segment-docs, or from fewer files"
-        )
+    data = written(manifest, str(layout.path))
     token = token_for(manifest.generation, data)
     write_atomically(layout.manifest_file(manifest.generation), data)
     write_atomically(layout.record_file(manifest.generation), token.encode())
@@ -61,7 +56,14 @@ def _sync_files(layout: Layout, manifest: Manifest, published: Collection[str]) 
     sync(layout.path)
 
 
-def _written(manifest: Manifest) -> bytes:
+def written(manifest: Manifest, where: str) -> bytes:
+    """A manifest as its file has it; raises BuildError where it has too many segments."""
     # Without a model it is what it was before there were any: releases of that time read it.
     left_out = {"settings": {"model"}} if manifest.model is None else None
-    return (manifest.model_dump_json(indent=2, exclude=left_out) + "\n").encode()
+    data = (manifest.model_dump_json(indent=2, exclude=left_out) + "\n").encode()
+    if len(data) > MANIFEST_BYTES:
+        raise BuildError(
+            f"the manifest of {where} would have {len(data)} bytes, and may have {MANIFEST_BYTES}: "
+            "build with a larger --segment-docs, or from fewer files"
+        )
+    return data

@@ -37,6 +37,7 @@ class IndexedDocuments:
     def __init__(self, directory: IndexDirectory, manifest: Manifest) -> None:
         """Raises CorruptIndexError unless every byte of them is in order: what is damaged must not be built in."""
         directory.verify_contents(manifest)
+        self._lease = directory.fetch(manifest)
         self._segments: list[Segment] = open_segments(directory, manifest, verify=False)
         self._deleted: list[Numbers] = [deleted_rows(directory, entry) for entry in manifest.segments]
         self.files: tuple[Path, ...] = tuple(segment.folder for segment in self._segments)
@@ -86,7 +87,7 @@ def rebuild_index(
     with directory.lock(options.wait):
         manifest = directory.manifest()
         if not manifest.documents:
-            raise BuildError(f"{directory.path} holds no documents to build an index of")
+            raise BuildError(f"{directory} holds no documents to build an index of")
         queries = None
         if options.queries is None and manifest.had_queries:
             progress.phase(
@@ -123,7 +124,7 @@ def rebuild_index(
 def _queries(file: Path, directory: IndexDirectory, manifest: Manifest) -> GivenQueries:
     try:
         queries = Corpus([file])
-        require_model(manifest.model, queries.model(), str(directory.path))
+        require_model(manifest.model, queries.model(), str(directory))
         return read_queries(file, queries)
     except SourceError as error:
         if not is_of_texts(file, Columns()):

@@ -10,7 +10,6 @@ from index.compaction import BATCH_ROWS, live_rows
 from index.errors import InvalidInputError
 from index.gaussians import Gaussians
 from index.generation_files import deleted_rows, open_segments
-from index.holding import hold
 from index.manifest import Manifest
 from index.storage import IndexDirectory
 
@@ -41,8 +40,8 @@ def spread_of(directory: IndexDirectory, numbers: int = NUMBERS) -> Spread:
     """
     manifest = directory.manifest()
     if not manifest.documents:
-        raise InvalidInputError(f"{directory.path} holds no documents")
-    with hold(directory.pins, manifest.generation):
+        raise InvalidInputError(f"{directory} holds no documents")
+    with directory.hold(manifest.generation):
         wanted = max(1, numbers // manifest.k)
         step = max(1, -(-manifest.documents // wanted))
         parts = list(_sampled(directory, manifest, step))
@@ -55,7 +54,7 @@ def _sampled(
     directory: IndexDirectory, manifest: Manifest, step: int
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Norms of means, and variances, of every step-th document, batch by batch."""
-    passed = 0
+    passed, lease = 0, directory.fetch(manifest)
     for segment, entry in zip(open_segments(directory, manifest, verify=False), manifest.segments, strict=True):
         rows = live_rows(segment, deleted_rows(directory, entry))
         chosen = rows[-passed % step :: step]
@@ -64,3 +63,4 @@ def _sampled(
             both = np.array(segment.gaussians[chosen[start : start + BATCH_ROWS]])
             sample = Gaussians.from_arrays(both[:, : manifest.k], both[:, manifest.k :])
             yield np.linalg.norm(sample.means.numpy(), axis=1), sample.variances.numpy()
+    del lease

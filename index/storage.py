@@ -10,21 +10,25 @@ import contextlib
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from index.current import TOKEN_BYTES, live, named_by, read_current, token_for
+from index.current import TOKEN_BYTES, Named, live, named_by, read_current, token_for
 from index.durable import checksum, sync, write_atomically
 from index.errors import CorruptIndexError, GaussearchError, GenerationNotFoundError
 from index.generation_files import files_of, verify_files
 from index.generations import MANIFEST_BYTES, parse_manifest, tidy
 from index.holding import hold, pinned
-from index.layout import MANIFESTS, RECORDS, Layout
+from index.layout import MANIFESTS, RECORDS, Layout, manifest_name, record_name
 from index.locking import writer_lock
 from index.manifest import Manifest
 from index.publication import publish
 from index.records import FileEntry
 from index.retention import Retention
+from index.segment_records import SegmentEntry
 from index.untrusted import IndexFile
+
+if TYPE_CHECKING:
+    from index.remote.cache import CacheOptions
 
 __all__ = ["IndexDirectory"]
 
@@ -34,15 +38,55 @@ DEFAULT: Final = Retention()
 class IndexDirectory(Layout):
     """An index on disk. Making one touches nothing."""
 
+    is_local: bool = True
+    """Whether its files lie in its folder, and not in object storage, of which they are fetched."""
+
     @classmethod
-    def of(cls, index: "IndexDirectory | str | Path") -> "IndexDirectory":
-        """The index itself, or that in the folder of this path."""
-        return index if isinstance(index, IndexDirectory) else cls(index)
+    def of(cls, index: "IndexDirectory | str | Path", cache: "CacheOptions | None" = None) -> "IndexDirectory":
+        """The index itself, or that at this location: a path, a file:// URI, or one of object storage (s3://, gs://,
+        az://), which `cache` or the environment says where to keep what is fetched of.
+
+        Raises InvalidOptionError for another URI, and StorageError for settings of storage that cannot be.
+        """
+        if isinstance(index, IndexDirectory):
+            return index
+        # It is made of this class.
+        from index.remote.location import parse_location
+
+        location = parse_location(index)
+        if isinstance(location, Path):
+            return cls(location)
+        from index.remote.remote_index import RemoteIndex
+
+        return RemoteIndex(location, cache)
 
     @property
     def name(self) -> str:
         """The folder's own name, by which responses call the index."""
         return self.path.resolve().name
+
+    def __str__(self) -> str:
+        """Where it lies, as messages say it."""
+        return str(self.path)
+
+    def fetch(self, manifest: Manifest, segments: Sequence[SegmentEntry] | None = None) -> object:
+        """Has every file of a generation lie in the folder, or those of `segments` alone and what lies outside of
+        segments; keep what this returns as long as they are used. Here they always do."""
+        del manifest, segments
+        return None
+
+    def repair(self, manifest: Manifest) -> bool:
+        """Removes what can be fetched again of a generation and is damaged; whether there was anything."""
+        del manifest
+        return False
+
+    def hold(self, number: int) -> AbstractContextManager[None]:
+        """Keeps a generation while it is read: as index.holding.hold."""
+        return hold(self.pins, number)
+
+    def free_number(self, number: int) -> int:
+        """The number that a generation gets that was to have this one."""
+        return number
 
     def current_token(self) -> str:
         """The content of CURRENT, which changes exactly when a generation is published.
@@ -53,22 +97,26 @@ class IndexDirectory(Layout):
 
     def live_generation(self) -> int | None:
         """The number of the generation that CURRENT names; None where it names none."""
-        return live(self)[0]
+        return self._live()[0]
+
+    def _live(self) -> tuple[int | None, str]:
+        """The number of the generation that CURRENT names, if it does, and what it says, read once."""
+        return live(self)
 
     def manifest(self) -> Manifest:
         """The live generation.
 
         Raises IndexNotFoundError, CorruptIndexError or UnsupportedFormatError, naming the file.
         """
-        return self._manifest(self.current_file, self.current_token())
+        return self._manifest(self.current_file.name, self.current_token())
 
     def generation(self, number: int) -> Manifest:
         """A generation that has been live, or is; raises GenerationNotFoundError where it is not kept, or the errors of
         `manifest`."""
         token = self.token(number)
         if not token.startswith(f"{number:08d}.json "):
-            raise CorruptIndexError(f"{self.record_file(number)} names another generation's manifest")
-        return self._manifest(self.record_file(number), token)
+            raise CorruptIndexError(f"{self}/{record_name(number)} names another generation's manifest")
+        return self._manifest(str(record_name(number)), token)
 
     def token(self, number: int) -> str:
         """What CURRENT said, or says, while that generation was live.
@@ -82,11 +130,13 @@ class IndexDirectory(Layout):
             numbers = ", ".join(map(str, kept)) or "none"
             again = self._restoring(number, kept)
             instead = "" if again is None else f", of which {again} restores it"
-            raise GenerationNotFoundError(f"{self.path} keeps no generation {number}; it keeps {numbers}{instead}")
+            raise GenerationNotFoundError(f"{self} keeps no generation {number}; it keeps {numbers}{instead}")
         # In one look: another may become the live one at any moment.
-        its, token = live(self)
-        if number == its:
-            return token
+        its, token = self._live()
+        return token if number == its else self._record(number)
+
+    def _record(self, number: int) -> str:
+        """What CURRENT said while that generation was live."""
         return IndexFile(self.record_file(number), folders=1).contents(TOKEN_BYTES).decode("ascii", "replace")
 
     def _restoring(self, number: int, kept: Sequence[int]) -> int | None:
@@ -109,19 +159,29 @@ class IndexDirectory(Layout):
         published = [int(path.stem) for path in self.manifests.glob(MANIFESTS)]
         return max(published, default=0) + 1
 
-    def _manifest(self, file: Path, token: str) -> Manifest:
+    def _manifest(self, file: str, token: str) -> Manifest:
         """What is named by a token out of this file."""
         named = named_by(token)
         if named is None:
-            raise CorruptIndexError(f"{file} does not name a manifest and its checksum")
-        path = self.manifest_file(named.generation)
-        data = IndexFile(path, folders=1).contents(MANIFEST_BYTES)
+            raise CorruptIndexError(f"{self}/{file} does not name a manifest and its checksum")
+        where, data = f"{self}/{manifest_name(named.generation)}", self._manifest_data(named)
         if checksum(data) != named.checksum:
-            raise CorruptIndexError(f"{path} does not match the checksum in {file}")
-        manifest = parse_manifest(path, data)
+            raise CorruptIndexError(f"{where} does not match the checksum in {self}/{file}")
+        manifest = parse_manifest(where, data)
         if manifest.generation != named.generation:
-            raise CorruptIndexError(f"{path} is of generation {manifest.generation}")
+            raise CorruptIndexError(f"{where} is of generation {manifest.generation}")
         return manifest
+
+    def _manifest_data(self, named: Named) -> bytes:
+        """What is in the file of a manifest."""
+        return IndexFile(self.manifest_file(named.generation), folders=1).contents(MANIFEST_BYTES)
+
+    def manifest_data(self, number: int) -> bytes:
+        """The bytes of the manifest of a generation that is kept; raises as `token`."""
+        named = named_by(self.token(number))
+        if named is None:
+            raise CorruptIndexError(f"{self}/{record_name(number)} does not name a manifest and its checksum")
+        return self._manifest_data(named)
 
     def pinned(self) -> set[int]:
         """The numbers of the generations that are to be kept until they are unpinned."""
@@ -156,7 +216,7 @@ class IndexDirectory(Layout):
         while True:
             its = self.manifest().generation if number is None else number
             self.token(its)
-            with hold(self.pins, its):
+            with self.hold(its):
                 try:
                     manifest = self.generation(its)
                     self.verify_contents(manifest)

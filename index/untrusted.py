@@ -147,7 +147,7 @@ class IndexFile:
             opened.verify()
 
 
-def require_few_fields(path: Path, data: bytes) -> None:
+def require_few_fields(path: Path | str, data: bytes) -> None:
     """Raises CorruptIndexError where an object of a JSON file has more fields than anything in an index: for each that
     is unknown pydantic makes an error, a million of which take seconds and gigabytes."""
     try:

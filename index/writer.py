@@ -73,6 +73,8 @@ class IndexWriter:
         IndexDirectory."""
         self.directory, self.manifest = directory, directory.manifest()
         self.generation = directory.next_generation()
+        # Until the lock is released.
+        self._lease = directory.fetch(self.manifest)
         self._device, self.progress = device or torch.device("cpu"), progress or SilentProgress()
         by_folder = {segment.folder: segment for segment in known}
         opened = {

@@ -52,8 +52,8 @@ def run_server(settings: ServiceSettings) -> None:
     keys = Keys.load(settings)
     require_key_or_loopback(settings, keys)
     options = uvicorn_options(settings)
-    directory = IndexDirectory(settings.index)
-    require_memory(directory.manifest(), directory.path, resolve_device(settings.device), copies=settings.workers)
+    directory = IndexDirectory.of(settings.index)
+    require_memory(directory.manifest(), directory, resolve_device(settings.device), copies=settings.workers)
     _require_free(settings.host, settings.port)
     _prepare_process(settings)
     if settings.workers == 1:

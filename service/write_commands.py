@@ -28,7 +28,6 @@ from index.documents import DocumentStore
 from index.drift import rebuild_reason
 from index.errors import DocumentNotFoundError, SourceError
 from index.generation_files import deleted_rows, open_segments
-from index.holding import hold
 from service.commands import IndexOption, described, errors, print_table, rejected_rows
 from service.files import contents_of
 from service.options import with_options
@@ -151,13 +150,15 @@ def _ids_apart(directory: IndexDirectory, missing: Sequence[str]) -> dict[str, l
     found: dict[str, list[str]] = {}
     with contextlib.suppress(GaussearchError, OSError):
         number = directory.manifest().generation
-        with hold(directory.pins, number):
+        with directory.hold(number):
             manifest = directory.generation(number)
+            lease = directory.fetch(manifest)
             deleted = [deleted_rows(directory, entry) for entry in manifest.segments]
             documents = DocumentStore(open_segments(directory, manifest, verify=False), deleted)
             for together, parts in parted.items():
                 with contextlib.suppress(DocumentNotFoundError):
                     found[together] = [documents.find(part).id for part in parts]
+            del lease
     return found
 
 

@@ -138,7 +138,7 @@ def publish(directory: IndexDirectory, content: bytes) -> None:
 def use(directory: IndexDirectory) -> None:
     """What is computed from a manifest before anything else is read."""
     manifest = directory.manifest()
-    require_memory(manifest, directory.path, resolve_device("cpu"))
+    require_memory(manifest, directory, resolve_device("cpu"))
     manifest.standardisation.restore()
     for top_k in (1, 7, 10**4, 10**9):
         if manifest.codes is not None:

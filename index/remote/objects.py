@@ -1,0 +1,291 @@
+"""Objects: read, listed, put on a condition, and streamed into files, whatever the network does meanwhile.
+
+obstore repeats what fails for the moment. What it leaves is done here: a body that ends too early goes on where it
+stopped, and a conditional put whose answer was lost is looked after. Everything that is not repeated, or has been often
+enough, becomes an error of index.errors that names the object.
+"""
+
+import dataclasses
+import datetime
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from blake3 import blake3
+
+from index.durable import naming
+from index.errors import CorruptIndexError, StorageError, StorageUnreachableError
+from index.records import FileEntry
+from index.remote.client import client_options, retry_config
+from index.remote.location import Location
+from index.remote.refusals import failure, said_of, status_of
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["Listed", "ObjectStorage", "Stored", "Version"]
+
+PART_BYTES: Final = 8 << 20
+"""Of a large file, sent at a time: one that is cut off is sent again."""
+MOST_PARTS: Final = 9_000
+"""Storage takes ten thousand."""
+CHUNK_BYTES: Final = 1 << 20
+"""Of a body, taken at a time."""
+RESUMED: Final = 6
+"""How often a body that ends too early is gone on with, each time that not even PROGRESS came."""
+PROGRESS: Final = 8 << 20
+MARK: Final = "gaussearch-writer"
+"""The attribute by which a writer knows an object that it has put."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What an object is replaced on the condition of: that it is still this one."""
+
+    e_tag: str | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A small object, and which it was."""
+
+    data: bytes
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a listing says of an object; `name` is below the location."""
+
+    name: str
+    bytes: int
+    modified: datetime.datetime
+    e_tag: str | None
+
+
+class ObjectStorage:
+    """The objects below a location. Making one connects to nothing, and raises StorageError where the environment has
+    settings that cannot be. Safe to call from several threads; not after a fork."""
+
+    def __init__(self, location: Location) -> None:
+        # A twentieth of a second, and native threads, which only an index in storage needs.
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+
+        self.location = location
+        self._obstore, self._errors = obstore, obstore.exceptions
+        try:
+            store = obstore.store.from_url(str(location), client_options=client_options(), retry_config=retry_config())
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            raise StorageError(f"{location} cannot be used: {said_of(error)}") from error
+        self._store: ObjectStore = store
+
+    def where(self, name: str) -> str:
+        """An object, as messages call it."""
+        return f"{self.location}/{name}"
+
+    def get(self, name: str, limit: int) -> Stored | None:
+        """A small object; None where there is none. Raises CorruptIndexError where it has more bytes than `limit`."""
+        for attempt in range(RESUMED):
+            try:
+                found = self._obstore.get(self._store, name)
+                if found.meta["size"] > limit:
+                    raise CorruptIndexError(
+                        f"{self.where(name)} has {found.meta['size']} bytes, and such an object at most {limit}"
+                    )
+                data = bytes(found.bytes())
+            except (FileNotFoundError, self._errors.NotFoundError) as error:
+                self._require_bucket(error)
+                return None
+            except self._errors.BaseError as error:
+                if attempt + 1 < RESUMED and self._is_cut(error):
+                    continue
+                raise self._failed(name, "read", error) from error
+            if len(data) == found.meta["size"]:
+                return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
+        raise StorageUnreachableError(f"{self.where(name)} has come cut short {RESUMED} times: see to the network")
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            self._obstore.head(self._store, name)
+        except (FileNotFoundError, self._errors.NotFoundError):
+            return False
+        except self._errors.BaseError as error:
+            raise self._failed(name, "read", error) from error
+        return True
+
+    def list(self, prefix: str) -> list[Listed]:
+        """All objects below a folder, in no order."""
+        try:
+            return [
+                Listed(each["path"], each["size"], each["last_modified"], each["e_tag"])
+                for batch in self._obstore.list(self._store, prefix)
+                for each in batch
+            ]
+        except self._errors.BaseError as error:
+            raise self._failed(prefix, "listed", error) from error
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Puts an object in place of any that is there: some bytes, or a file of any size."""
+        options: dict[str, Any] = {}
+        if isinstance(data, Path):
+            # Of one size at a time, so that a file that grows meanwhile is no other number of parts.
+            size = data.stat().st_size
+            options = {"use_multipart": size > PART_BYTES, "chunk_size": max(PART_BYTES, -(-size // MOST_PARTS))}
+        try:
+            self._obstore.put(self._store, name, data, **options)
+        except (FileNotFoundError, self._errors.NotFoundError) as error:
+            self._require_bucket(error)
+            raise self._failed(name, "written", error) from error
+        except self._errors.BaseError as error:
+            raise self._failed(name, "written", error) from error
+
+    def create(self, name: str, data: bytes) -> Version | None:
+        """Puts an object where there is none; None where there was one. Of several that try, one succeeds."""
+        # An answer may be lost, and the object be there: by this it is known whose it is, also of writers that put the
+        # same bytes.
+        mark = secrets.token_hex(16)
+        attributes = {MARK: mark}
+        for attempt in range(RESUMED):
+            try:
+                put = self._obstore.put(
+                    self._store, name, data, mode="create", attributes=attributes, use_multipart=False
+                )
+            except self._errors.AlreadyExistsError:
+                return self._marked(name, mark)
+            except (FileNotFoundError, self._errors.NotFoundError) as error:
+                self._require_bucket(error)
+                raise self._failed(name, "written", error) from error
+            except self._errors.BaseError as error:
+                if attempt + 1 < RESUMED and self._is_cut(error):
+                    continue
+                raise self._failed(name, "written", error) from error
+            return Version(put["e_tag"], put["version"])
+        raise self._exhausted(name)
+
+    def replace(self, name: str, data: bytes, version: Version) -> Version | None:
+        """Puts an object in place of that which is this one; None where it is another meanwhile. `data` must be what
+        nobody else puts there: an answer that was lost is looked after by it."""
+        mode = cast("Any", {key: value for key, value in dataclasses.asdict(version).items() if value is not None})
+        for attempt in range(RESUMED):
+            try:
+                put = self._obstore.put(self._store, name, data, mode=mode, use_multipart=False)
+            except (FileNotFoundError, self._errors.PreconditionError, self._errors.NotFoundError):
+                there = self.get(name, max(len(data), 1 << 10))
+                return there.version if there is not None and there.data == data else None
+            except self._errors.BaseError as error:
+                if attempt + 1 < RESUMED and self._is_cut(error):
+                    continue
+                raise self._failed(name, "written", error) from error
+            return Version(put["e_tag"], put["version"])
+        raise self._exhausted(name)
+
+    def delete(self, *names: str) -> None:
+        """Removes objects; those that are not there are none."""
+        for name in names:
+            try:
+                self._obstore.delete(self._store, name)
+            except (FileNotFoundError, self._errors.NotFoundError):
+                continue
+            except self._errors.BaseError as error:
+                raise self._failed(name, "removed", error) from error
+
+    def download(self, name: str, path: Path, expected: FileEntry) -> None:
+        """Streams an object into a new file, which is on disk then, and compares it with what it is to be.
+
+        Raises CorruptIndexError where there is none, or another; what has been written then is removed.
+        """
+        path.unlink(missing_ok=True)
+        digest = blake3()
+        try:
+            with naming(path), path.open("xb") as file:
+                for chunk in self.stream(name, expected):
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            self._require_checksum(name, digest.hexdigest(), expected)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def verify(self, name: str, expected: FileEntry) -> None:
+        """Reads an object and compares it with what it is to be; raises CorruptIndexError."""
+        digest = blake3()
+        for chunk in self.stream(name, expected):
+            digest.update(chunk)
+        self._require_checksum(name, digest.hexdigest(), expected)
+
+    def stream(self, name: str, expected: FileEntry) -> Iterator[memoryview]:
+        """The bytes of an object, as many as it is to have; what is cut off is gone on with."""
+        start, attempts, e_tag = 0, RESUMED, None
+        while True:
+            before = start
+            try:
+                # Another object that has taken its place meanwhile must not follow the beginning of this one.
+                options: Any = {"range": {"offset": start}, "if_match": e_tag} if start else {}
+                found = self._obstore.get(self._store, name, options=options)
+                if found.meta["size"] != expected.bytes:
+                    raise CorruptIndexError(f"{self.where(name)} has {found.meta['size']} bytes, not {expected.bytes}")
+                e_tag = found.meta["e_tag"]
+                for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                    view = memoryview(chunk)
+                    start += view.nbytes
+                    yield view
+            except (FileNotFoundError, self._errors.NotFoundError) as error:
+                raise CorruptIndexError(f"{self.where(name)} is missing") from error
+            except self._errors.BaseError as error:
+                if not self._is_cut(error) or attempts <= 1:
+                    raise self._failed(name, "read", error) from error
+            if start == expected.bytes:
+                return
+            attempts = RESUMED if start - before >= PROGRESS else attempts - 1
+            if not attempts:
+                raise StorageUnreachableError(
+                    f"{self.where(name)} has ended after {start} of {expected.bytes} bytes, {RESUMED} times: see to "
+                    "the network"
+                )
+
+    def _require_checksum(self, name: str, found: str, expected: FileEntry) -> None:
+        if found != expected.blake3:
+            raise CorruptIndexError(
+                f"{self.where(name)} does not match its checksum: the object is damaged; restore a backup, or "
+                "build the index again"
+            )
+
+    def _exhausted(self, name: str) -> StorageError:
+        return StorageUnreachableError(f"{self.where(name)} could not be written, {RESUMED} times: see to the network")
+
+    def _marked(self, name: str, mark: str) -> Version | None:
+        """Which object is there, if it is the one that was put with this mark."""
+        try:
+            found = self._obstore.get(self._store, name, options={"head": True})
+        except (FileNotFoundError, self._errors.NotFoundError):
+            return None
+        except self._errors.BaseError as error:
+            raise self._failed(name, "read", error) from error
+        if found.attributes.get(MARK) != mark:
+            return None
+        return Version(found.meta["e_tag"], found.meta["version"])
+
+    def _require_bucket(self, error: Exception) -> None:
+        """Raises StorageError where it is the bucket that there is not."""
+        said = said_of(error)
+        if "Bucket" in said or "Container" in said:
+            raise StorageError(
+                f"{self.location} cannot be used: storage says {said}: name a bucket that there is, or make it"
+            ) from error
+
+    def _is_cut(self, error: Exception) -> bool:
+        """Whether it was the way here, and not the storage that said no."""
+        kinds = (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError, self._errors.PreconditionError)
+        return not isinstance(error, kinds) and status_of(error) is None
+
+    def _failed(self, name: str, what: str, error: Exception) -> StorageError:
+        return failure(self.where(name), what, error)
