@@ -64,7 +64,7 @@ class BuildRun:
         self.work = work or LocalWork(corpus, stamps, listed, rejected_to, device, progress)
 
     def run(self, *, restart: bool) -> Manifest:
-        staging = Staging.open(self.directory, self.plan, by=self.work.place, restart=restart)
+        staging = self.work.open(self.directory, self.plan, restart=restart)
         try:
             with self.work:
                 manifest = self._build(staging)
@@ -75,7 +75,7 @@ class BuildRun:
             if isinstance(error, SyncError) or self.work.failed:
                 staging.discard()
             raise
-        staging.discard()
+        staging.close()
         return manifest
 
     def _build(self, staging: Staging) -> Manifest:

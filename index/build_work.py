@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from index.rejected_rows import no_documents
 from index.segment_records import SegmentEntry
 from index.sources import Corpus, DocumentSource, RejectedRows, Stamps
 from index.staged_documents import LocalDocuments, StagedDocuments
-from index.staging import ReadSegment, Staging
+from index.staging import BuildPlan, ReadSegment, Staging
 from index.standardisation import Standardisation
+from index.storage import IndexDirectory
 
 __all__ = ["BuildPlace", "BuildWork", "LocalWork", "require_unchanged"]
 
@@ -29,16 +30,15 @@ class BuildWork(Protocol):
     """What makes segments of a corpus, and completes them. A context manager; leaving it ends what is under way."""
 
     @property
-    def place(self) -> Literal["here", "ray"]:
-        """Where segments are made. What one place has read another does not go on with."""
-
-    @property
     def failed(self) -> bool:
         """Whether something did not reach the disk, so far."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+    def open(self, directory: IndexDirectory, plan: BuildPlan, *, restart: bool) -> Staging:
+        """Staging.open, for segments that are made here."""
 
     def read(self, staging: Staging) -> tuple[list[ReadSegment], int]:
         """Reads the corpus into staged segments, going on after those that are there; these had so many documents.
@@ -86,8 +86,6 @@ class BuildPlace(Protocol):
 class LocalWork:
     """Work in threads of this process."""
 
-    place: Literal["here"] = "here"
-
     def __init__(
         self,
         corpus: DocumentSource,
@@ -117,6 +115,10 @@ class LocalWork:
     def finish(self) -> None:
         """As BuildWork."""
         self._syncer.finish()
+
+    def open(self, directory: IndexDirectory, plan: BuildPlan, *, restart: bool) -> Staging:
+        """As BuildWork."""
+        return Staging.open(directory, plan, restart=restart)
 
     def read(self, staging: Staging) -> tuple[list[ReadSegment], int]:
         """As BuildWork."""

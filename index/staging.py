@@ -157,8 +157,12 @@ class Staging:
 
     def discard(self) -> None:
         """Removes the unfinished build and the segments that it has made."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
         self.directory.remove_unneeded()
+
+    def close(self) -> None:
+        """Removes what is known of a build that has been published."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def segment_id(self, ordinal: int) -> str:
         """What segment number `ordinal` is called."""

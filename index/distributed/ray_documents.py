@@ -11,11 +11,14 @@ from index.distributed.tasks import Tasks
 from index.documents import Numbers
 from index.errors import CorruptIndexError, InvalidGaussiansError
 from index.gaussians import Gaussians
+from index.layout import Folder
 from index.progress import Progress
 from index.records import FileEntry
+from index.remote.remote_index import RemoteIndex
 from index.scanning import Found
 from index.staged_documents import ListNumbers, LocalDocuments
 from index.standardisation import Standardisation
+from index.storage import IndexDirectory
 from index.streaming import merged
 
 __all__ = ["RayDocuments"]
@@ -24,9 +27,9 @@ __all__ = ["RayDocuments"]
 class RayDocuments:
     """Documents that no machine holds all of, but for what `batches` is used for."""
 
-    def __init__(self, tasks: Tasks, staged: Sequence[Staged], gpus: float) -> None:
+    def __init__(self, tasks: Tasks, directory: IndexDirectory, staged: Sequence[Staged], gpus: float) -> None:
         """`gpus` are those of a task that encodes, where the cluster has any."""
-        self._tasks, self._staged, self._gpus = tasks, staged, gpus
+        self._tasks, self._directory, self._staged, self._gpus = tasks, directory, staged, gpus
         self._starts = np.cumsum([0, *(each.segment.documents for each in staged)]).astype(np.int64)
         self.files: dict[str, dict[str, FileEntry]] = {}
         """Of each complete segment, by its id."""
@@ -99,7 +102,12 @@ class RayDocuments:
         return np.concatenate(members)
 
     def fetch(self, segment: str, name: str) -> None:
-        """As StagedDocuments: all machines see the folder."""
+        """As StagedDocuments: where all machines see the folder, it is there."""
+        if isinstance(self._directory, RemoteIndex):
+            folder = self._directory.segments / segment
+            folder.mkdir(parents=True, exist_ok=True)
+            entry = self.files[segment][name]
+            self._directory.storage.download(f"{Folder.SEGMENTS}/{segment}/{name}", folder / name, entry)
 
     def _owners(self, numbers: Numbers) -> Numbers:
         """The segment of each document (m,); -1 where there is none."""

@@ -74,7 +74,7 @@ class RayPlace:
 
     def digest(self, corpus: Corpus, options: BuildOptions) -> str:
         """As BuildPlace."""
-        files, calls, counts = _files(corpus, options), [], []
+        files, calls, counts = self._tasks.share(_files(corpus, options)), [], []
         for index, file in enumerate(corpus.files):
             parts = max(1, -(-file.stat().st_size // (PIECES * HASHED_BYTES)))
             calls += [(files, index, part * PIECES, PIECES) for part in range(parts)]

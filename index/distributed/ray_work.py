@@ -7,7 +7,7 @@ is killed has lost nothing that a task had finished.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
@@ -28,15 +28,18 @@ from index.distributed.segment_tasks import (
 )
 from index.distributed.sites import BuildSite
 from index.distributed.slices import cut
+from index.distributed.stored import StoredStaging
 from index.distributed.tasks import Tasks
 from index.duplicates import Hashes, random_base, require_no_duplicates
 from index.durable import write_atomically
 from index.progress import Progress
 from index.rejected_rows import no_documents
+from index.remote.remote_index import RemoteIndex
 from index.segment_records import SegmentEntry
 from index.sources import Corpus, RejectedRows, Stamps
-from index.staging import ReadSegment, Staging
+from index.staging import BuildPlan, ReadSegment, Staging
 from index.standardisation import Standardisation
+from index.storage import IndexDirectory
 
 __all__ = ["RayWork"]
 
@@ -46,8 +49,6 @@ PARTITION_IDS = 1 << 24
 
 class RayWork:
     """Work in tasks."""
-
-    place: Literal["ray"] = "ray"
 
     def __init__(
         self,
@@ -80,18 +81,24 @@ class RayWork:
     def finish(self) -> None:
         """As BuildWork."""
 
+    def open(self, directory: IndexDirectory, plan: BuildPlan, *, restart: bool) -> Staging:
+        """As BuildWork."""
+        if isinstance(directory, RemoteIndex):
+            return StoredStaging.begin(directory, plan, by="ray", restart=restart)
+        return Staging.open(directory, plan, by="ray", restart=restart)
+
     def read(self, staging: Staging) -> tuple[list[ReadSegment], int]:
         """As BuildWork. Where bad rows are skipped, the corpus is read twice: once to know where segments begin."""
         self._progress.phase("counting rows", None)
         k = self._corpus.width()
-        calls = [(self._files, index, k) for index in range(len(self._files.files))]
-        counts = list(self._tasks.run(count_file, calls))
+        files = self._tasks.share(self._files)
+        counts = list(self._tasks.run(count_file, [(files, index, k) for index in range(len(self._files.files))]))
         documents = sum(its.rows for counted in counts for its in counted)
         slices = cut(counts, staging.plan.segment_docs)
         site = BuildSite.of(staging)
         self._progress.phase("reading", documents)
         segments, resumed, listed = [], 0, []
-        for read in self._tasks.run(read_slice, ((site, self._files, part, k) for part in slices)):
+        for read in self._tasks.run(read_slice, [(site, files, part, k) for part in slices]):
             self._count_rejected(read)
             listed.append(read.listed)
             if read.segment is not None:
@@ -136,7 +143,7 @@ class RayWork:
     def documents(self, staging: Staging, segments: Sequence[ReadSegment]) -> RayDocuments:
         """As BuildWork."""
         if self._documents is None:
-            self._documents = RayDocuments(self._tasks, self._staged(staging, segments), self._gpus)
+            self._documents = RayDocuments(self._tasks, staging.directory, self._staged(staging, segments), self._gpus)
         return self._documents
 
     @staticmethod

@@ -7,13 +7,16 @@ made are put into storage: so no machine holds more of the index than the segmen
 
 import contextlib
 import socket
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from index.distributed.stored import StoredSegments
 from index.durable import Syncer
 from index.errors import ClusterError
+from index.remote.remote_index import RemoteIndex
 from index.segment_records import SegmentEntry
 from index.staging import BuildPlan, ReadSegment, Staging
 from index.storage import IndexDirectory
@@ -56,21 +59,26 @@ class BuildSite:
     plan: BuildPlan
     generation: int
 
-    @contextlib.contextmanager
-    def workspace(self) -> Iterator[Workspace]:
-        """Where a task works; raises ClusterError where this machine does not see the index."""
-        with Syncer() as syncer:
-            yield _SharedFolder(self.staging_in(self.directory), syncer)
-            syncer.finish()
-
     @classmethod
     def of(cls, staging: Staging) -> "BuildSite":
         """That of an unfinished build."""
+        directory = staging.directory
         # Tasks run in other folders than the driver.
-        return cls(IndexDirectory(staging.directory.path.absolute()), staging.plan, staging.generation)
+        seen = IndexDirectory(directory.path.absolute()) if directory.is_local else directory
+        return cls(seen, staging.plan, staging.generation)
 
-    def staging_in(self, directory: IndexDirectory) -> Staging:
-        """The unfinished build, in a directory."""
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Workspace]:
+        """Where a task works; raises ClusterError where this machine does not see the index."""
+        with Syncer() as syncer, contextlib.ExitStack() as stack:
+            if isinstance(self.directory, RemoteIndex):
+                scratch = IndexDirectory(stack.enter_context(tempfile.TemporaryDirectory(prefix="gaussearch-")))
+                yield StoredSegments(self._staging_in(scratch), self.directory.storage, syncer)
+            else:
+                yield _SharedFolder(self._staging_in(self.directory), syncer)
+                syncer.finish()
+
+    def _staging_in(self, directory: IndexDirectory) -> Staging:
         return Staging(directory, self.plan, self.generation)
 
 
