@@ -80,6 +80,10 @@ class IndexDirectory(Layout):
         del manifest
         return False
 
+    def verify_stored(self, manifest: Manifest) -> None:
+        """Reads all of a generation where it is kept for good, and compares it with its checksums: where `verify` looks
+        at what has been fetched of it. Raises CorruptIndexError."""
+
     def hold(self, number: int) -> AbstractContextManager[None]:
         """Keeps a generation while it is read: as index.holding.hold."""
         return hold(self.pins, number)

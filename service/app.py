@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from index import GaussearchError, IndexDirectory, WriteOptions
+from index import GaussearchError, WriteOptions
 from service.batching import Batcher
 from service.bodies import BodyRoom
 from service.encoding import Encoding
@@ -70,7 +70,7 @@ def create_app(
     version = importlib.metadata.version("gaussearch")
     bodies, filters = BodyRoom(settings.queue_bytes, metrics), FilterRoom(metrics)
     options = WriteOptions(keep_generations=settings.keep_generations, keep_hours=settings.keep_hours)
-    writer = Writer(IndexDirectory(settings.index), live, metrics, options, settings.queue_documents)
+    writer = Writer(settings.directory, live, metrics, options, settings.queue_documents)
     state = State(settings, keys, version, metrics, live, batcher, bodies, filters, encoding, writer)
 
     @contextlib.asynccontextmanager

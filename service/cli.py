@@ -80,9 +80,10 @@ def build(
     Interrupted at any moment, the live index is untouched, and the same command goes on where it stopped.
     """
     with errors():
+        directory = IndexDirectory.of(index)
         with on_ray(ray, ray_tasks, ray_gpus) as place, progress_for(Console(stderr=True)) as progress:
-            summary = build_index(sources, IndexDirectory(index), options, progress, place=place)
-        _print_summary(summary, options.rejected_to or index / "rejected.jsonl")
+            summary = build_index(sources, directory, options, progress, place=place)
+        _print_summary(index, summary, options.rejected_to or directory.path / "rejected.jsonl")
 
 
 @app.command()
@@ -100,12 +101,13 @@ def inspect(
     with errors():
         if plot is not None:
             require_drawable(plot)
-        _print_inspected(index, IndexDirectory(index).manifest())
+        directory = IndexDirectory.of(index)
+        _print_inspected(index, directory.manifest())
         if plot is not None:
-            write_plot(plot, spread_of(IndexDirectory(index)), index.resolve().name)
+            write_plot(plot, spread_of(directory), directory.name)
 
 
-def _print_inspected(index: Path, manifest: Manifest) -> None:
+def _print_inspected(index: str, manifest: Manifest) -> None:
     size = sum(segment.bytes for segment in manifest.segments)
     rows: dict[str, object] = {
         "generation": manifest.generation,
@@ -122,7 +124,7 @@ def _print_inspected(index: Path, manifest: Manifest) -> None:
         "rejected rows": manifest.source.rejected,
         **_change_rows(manifest),
     }
-    print_table(str(index), rows)
+    print_table(index, rows)
 
 
 @app.command()
@@ -134,8 +136,9 @@ def verify(
 ) -> None:
     """Check every checksum of an index; exits with 1 and names the file if one does not match."""
     with errors():
-        directory = IndexDirectory(index)
+        directory = IndexDirectory.of(index)
         manifest = directory.verify(generation)
+        directory.verify_stored(manifest)
         print(f"{index}: generation {manifest.generation} is intact: {manifest.documents:,} documents")
 
 
@@ -260,7 +263,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _print_summary(summary: BuildSummary, rejected_to: Path) -> None:
+def _print_summary(index: str, summary: BuildSummary, rejected_to: Path) -> None:
     """What was built. `rejected_to` lists the rows that were left out."""
     manifest, replaced = summary.manifest, summary.replaced
     if replaced is not None:
@@ -270,7 +273,7 @@ def _print_summary(summary: BuildSummary, rejected_to: Path) -> None:
             f"{changes if replaced.changes else ''}; gaussearch rollback {replaced.generation} goes back to it"
         )
     rows: dict[str, object] = {
-        "index": str(summary.path),
+        "index": index,
         "generation": manifest.generation,
         "documents": f"{manifest.documents:,}",
         "dimensions (k)": manifest.k,

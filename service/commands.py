@@ -15,10 +15,15 @@ from index import GaussearchError, Manifest
 from service.plain_console import PlainConsole
 from service.settings import ENV_PREFIX
 
-__all__ = ["IndexOption", "described", "errors", "print_table", "rejected_rows"]
+__all__ = ["LOCATION", "IndexOption", "described", "errors", "print_table", "rejected_rows"]
+
+LOCATION = "a directory, or a URI of object storage: s3://bucket/prefix, gs://… or az://…"
 
 IndexOption = Annotated[
-    Path, typer.Option("--index", envvar=f"{ENV_PREFIX}INDEX", help="Directory of the index.", show_default=False)
+    str,
+    typer.Option(
+        "--index", metavar="LOCATION", envvar=f"{ENV_PREFIX}INDEX", help=f"The index: {LOCATION}.", show_default=False
+    ),
 ]
 
 
@@ -74,10 +79,10 @@ def _stop(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-def described(index: Path, manifest: Manifest) -> dict[str, object]:
+def described(index: str, manifest: Manifest) -> dict[str, object]:
     """The rows of a table that say which generation a command has left live."""
     return {
-        "index": str(index),
+        "index": index,
         "generation": manifest.generation,
         "documents": f"{manifest.documents:,}",
         "segments": len(manifest.segments),

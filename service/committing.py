@@ -14,7 +14,16 @@ import pyarrow as pa
 from index import GaussearchError, IndexDirectory, WriteOptions
 from index.build_encoding import NotEncodableError
 from index.document_writing import DocumentBatch
-from index.errors import IndexDirectoryError, IndexLockedError, ModelMismatchError, NotSyncedError, SourceError
+from index.errors import (
+    IndexDirectoryError,
+    IndexLockedError,
+    InsufficientCacheError,
+    ModelMismatchError,
+    NotSyncedError,
+    PublicationConflictError,
+    SourceError,
+    StorageError,
+)
 from index.manifest import AppliedRequest
 from index.writer import IndexWriter
 from service.jobs import Job, hand_over
@@ -28,6 +37,10 @@ logger = logging.getLogger("gaussearch.writing")
 
 LOCK_SECONDS = 1.0
 """How long to wait for another process that writes to the index, before the queue is told to come again."""
+
+
+CONFLICTS = 5
+"""How often writes are made again where another machine has published meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,7 @@ class Committer:
         """Makes the changes of these jobs and settles them; those that fail, fail alone where they are at fault."""
         try:
             if jobs:
-                self._commit(jobs)
+                self._commit_after_others(jobs)
         except (NotEncodableError, SourceError) as error:
             if len(jobs) == 1:
                 jobs[0].settle(InvalidRequestError(str(error)))
@@ -96,13 +109,27 @@ class Committer:
             _fail_all(jobs, NotReadyError(f"{error}: send it again later", headers={"Retry-After": "5"}))
         except WriteFailedError as error:
             _fail_all(jobs, error)
-        except (OSError, IndexDirectoryError) as error:
+        except (OSError, IndexDirectoryError, StorageError, InsufficientCacheError) as error:
             logger.exception("writes of %d requests failed", len(jobs))
             _fail_all(jobs, _write_failure(error))
         except Exception as error:
             # Whatever one write raises, the thread must live on for the others.
             logger.exception("writes of %d requests failed", len(jobs))
             _fail_all(jobs, GaussearchError(f"the write failed: {error!r}"))
+
+    def _commit_after_others(self, jobs: list[WriteJob]) -> None:
+        """`_commit`, on what another machine has published where that came first."""
+        for _ in range(CONFLICTS):
+            try:
+                self._commit(jobs)
+                return
+            except PublicationConflictError as error:
+                # Nothing of these has been published, and none of these has been told anything.
+                logger.warning("writes of %d requests are made again: %s", len(jobs), error)
+        raise WriteFailedError(
+            f"others have published {CONFLICTS} times meanwhile: repeat it, with the same Idempotency-Key if any",
+            headers={"Retry-After": "5"},
+        )
 
     def _commit(self, jobs: list[WriteJob]) -> None:
         """Publishes one generation with the changes of these jobs, has it searched, and answers them."""

@@ -50,8 +50,8 @@ def generations(
     form: Annotated[Form, typer.Option("--format", help="table for people, json for programs.")] = Form.TABLE,
 ) -> None:
     """List the generations of an index that are kept, and pin or unpin one of them."""
-    directory = IndexDirectory(index)
     with errors():
+        directory = IndexDirectory.of(index)
         directory.current_token()
         if pin is not None or unpin is not None:
             with directory.lock(wait):
@@ -75,7 +75,7 @@ def rollback(
 ) -> None:
     """Go back to a generation that is kept: it is checked, and published once more under a new number."""
     with errors():
-        manifest = roll_back(IndexDirectory(index), generation, options)
+        manifest = roll_back(IndexDirectory.of(index), generation, options)
         print_table(f"generation {generation} is live again", described(index, manifest))
 
 
@@ -92,7 +92,7 @@ def backup(
     """Copy a generation of an index, checked, to a folder or a tar; writes go on meanwhile."""
     with errors():
         with progress_for(Console(stderr=True)) as progress:
-            manifest = back_up(IndexDirectory(index), target, generation, progress)
+            manifest = back_up(IndexDirectory.of(index), target, generation, progress)
         print_table(f"backed up to {target}", described(index, manifest))
 
 
@@ -108,7 +108,7 @@ def restore(
     """Make a backup the live generation of an index, after checking every byte of it."""
     with errors():
         with progress_for(Console(stderr=True)) as progress:
-            manifest = restore_backup(source, IndexDirectory(index), options, progress)
+            manifest = restore_backup(source, IndexDirectory.of(index), options, progress)
         print_table("restored and published", described(index, manifest))
 
 
@@ -133,10 +133,10 @@ def _generation(directory: IndexDirectory, number: int) -> dict[str, object] | N
     return {"generation": number, "live": number == directory.live_generation(), "pinned": pinned, **rest}
 
 
-def print_generations(index: Path, rows: list[dict[str, object]]) -> None:
+def print_generations(index: str, rows: list[dict[str, object]]) -> None:
     """A table that a terminal of WIDTH columns shows whole; what cannot be read stands below it."""
     console = PlainConsole(sys.stdout)
-    table = Table(title=str(index), title_justify="left")
+    table = Table(title=index, title_justify="left")
     for name in ("generation", "created (UTC)", "documents", "changes", "size"):
         table.add_column(name, justify="right", no_wrap=console.width >= WIDTH, overflow="fold")
     table.add_column("", overflow="fold")

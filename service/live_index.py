@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from index import GaussearchError, IndexDirectory, LocalSearcher, Searcher
+from index import GaussearchError, LocalSearcher, Searcher
 from index.cores import available_cores
 from index.records import ModelRecord
 from index.text.matching import require_model
@@ -31,7 +31,7 @@ def load(settings: ServiceSettings, known: Searcher | None = None, model: ModelR
     """
     threads = settings.threads or max(1, available_cores() // settings.workers)
     searcher = LocalSearcher(
-        IndexDirectory(settings.index),
+        settings.directory,
         device=settings.device,
         threads=threads,
         verify=settings.verify,
@@ -63,7 +63,7 @@ class LiveIndex:
         self._model = model
         self._settings = settings
         self._metrics = metrics
-        self._directory = IndexDirectory(settings.index)
+        self._directory = settings.directory
         self._searcher: Searcher | None = None
         self._token = self._served = ""
         self._retry_at = math.inf

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -92,7 +93,7 @@ def _metavar(annotation: Any) -> str:
     kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    kind = kinds[0]
+    kind = Path if Path in kinds else kinds[0]
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if inspect.isclass(kind) and issubclass(kind, Enum):

@@ -140,10 +140,10 @@ def _say_once(said: str) -> None:
 
 
 class LocalRunner:
-    """Searches an index directory in this process."""
+    """Searches an index in this process."""
 
-    def __init__(self, directory: Path, device: str) -> None:
-        self._searcher = LocalSearcher(IndexDirectory(directory), device=device)
+    def __init__(self, directory: IndexDirectory | str | Path, device: str) -> None:
+        self._searcher = LocalSearcher(directory, device=device)
 
     @property
     def model(self) -> ModelRecord | None:

@@ -16,6 +16,7 @@ from index.formats import is_of_texts
 from index.rows import text_columns
 from index.text import Role
 from index.text.rows import TextSource
+from service.commands import LOCATION
 from service.runs import Asked, LocalRunner, QueryBatch, RemoteRunner, Runner, in_words, read_queries
 from service.settings import ENV_PREFIX
 
@@ -27,7 +28,8 @@ class Searching:
     """What a search on the command line is told: where, how, and what its queries are called in their file."""
 
     index: Annotated[
-        Path | None, typer.Option("--index", help="Directory of the index to search.", show_default=False)
+        str | None,
+        typer.Option("--index", metavar="LOCATION", help=f"The index to search: {LOCATION}.", show_default=False),
     ] = None
     url: Annotated[
         str | None, typer.Option("--url", help="A running service to search instead.", show_default=False)
@@ -93,7 +95,7 @@ class Searching:
         """What searches, in the directory or through the service, whichever is named."""
         if self.url:
             return RemoteRunner(self.url, self.api_key, self.ca)
-        return LocalRunner(Path(str(self.index)), self.device)
+        return LocalRunner(str(self.index), self.device)
 
     def queries(self, runner: Runner, file: Path) -> Iterator[QueryBatch]:
         """Those of a file, which is of Gaussians, or of texts for the model or for the service to read.

@@ -19,7 +19,6 @@ from pydantic import SecretStr
 
 from index.errors import GaussearchError
 from index.memory import require_memory
-from index.storage import IndexDirectory
 from index.vectors import resolve_device
 from service.app import create_app
 from service.connections import Connection
@@ -52,7 +51,7 @@ def run_server(settings: ServiceSettings) -> None:
     keys = Keys.load(settings)
     require_key_or_loopback(settings, keys)
     options = uvicorn_options(settings)
-    directory = IndexDirectory.of(settings.index)
+    directory = settings.directory
     require_memory(directory.manifest(), directory, resolve_device(settings.device), copies=settings.workers)
     _require_free(settings.host, settings.port)
     _prepare_process(settings)

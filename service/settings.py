@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from index import Precision
+from index import IndexDirectory, Precision
+from index.remote.cache import CacheOptions
 from index.retention import MOST_HOURS
 from index.text import TextPrecision
 
@@ -22,7 +23,28 @@ class ServiceSettings(BaseSettings):
     # Errors do not repeat what was given: it may be a key.
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    index: Annotated[Path, Field(description="Directory of the index to serve.")]
+    # Not a Path where it is text: a URI would lose a slash.
+    index: Annotated[
+        str | Path,
+        Field(
+            union_mode="left_to_right",
+            description="Index to serve: its directory, or s3://bucket/prefix, gs://… or az://….",
+        ),
+    ]
+    cache: Annotated[
+        Path | None,
+        Field(
+            description="Folder for what is fetched of an index in object storage; gaussearch in XDG_CACHE_HOME or "
+            "~/.cache if not set."
+        ),
+    ] = None
+    cache_bytes: Annotated[
+        PositiveInt | None,
+        Field(
+            description="Bytes that the cache may have, for all processes together; four fifths of what the disk has "
+            "free if not set."
+        ),
+    ] = None
     host: Annotated[
         str,
         Field(description="Address to listen on; 0.0.0.0 for all, which takes a search key or allow-anonymous."),
@@ -185,6 +207,11 @@ class ServiceSettings(BaseSettings):
                 "set workers to 1, or no admin key"
             )
         return self
+
+    @property
+    def directory(self) -> IndexDirectory:
+        """The index to serve; raises as IndexDirectory.of."""
+        return IndexDirectory.of(self.index, CacheOptions(self.cache, self.cache_bytes))
 
     @property
     def origins(self) -> list[str]:

@@ -57,9 +57,10 @@ def add(
     All of them or none; interrupted, the same command does it all again.
     """
     with errors():
+        directory = IndexDirectory.of(index)
         with progress_for(Console(stderr=True)) as progress:
-            summary = add_documents(sources, IndexDirectory(index), options, progress)
-        listed = rejected_rows(summary.rejected, options.rejected_to or index / "rejected.jsonl")
+            summary = add_documents(sources, directory, options, progress)
+        listed = rejected_rows(summary.rejected, options.rejected_to or directory.path / "rejected.jsonl")
         _print_change(index, "added and published", summary, listed)
         model = summary.not_said_to_be_of
         if model is not None:
@@ -101,9 +102,10 @@ def delete(
         raise typer.BadParameter("give either --ids or --ids-file")
     with errors():
         wanted = [*ids, *(more_ids or [])] if ids else _lines(ids_file or Path("-"))
-        summary = delete_documents(wanted, IndexDirectory(index), options)
+        directory = IndexDirectory.of(index)
+        summary = delete_documents(wanted, directory, options)
         _print_change(index, "deleted and published" if summary.deleted else "nothing to delete", summary)
-        for together, apart in _ids_apart(IndexDirectory(index), summary.missing[:SHOWN]).items():
+        for together, apart in _ids_apart(directory, summary.missing[:SHOWN]).items():
             print(
                 f"{together!r} is one id, which is not there, and what its commas part is: "
                 f"{' '.join(f'--ids {shlex.quote(each)}' for each in apart)}",
@@ -116,7 +118,7 @@ def delete(
 def compact(index: IndexOption, options: CompactOptions) -> None:
     """Put the documents of an index into full segments, without what was deleted; with --retrain build it anew."""
     with errors():
-        directory = IndexDirectory(index)
+        directory = IndexDirectory.of(index)
         before = directory.live_generation()
         with progress_for(Console(stderr=True)) as progress:
             manifest = compact_index(directory, options, progress)
@@ -162,7 +164,7 @@ def _ids_apart(directory: IndexDirectory, missing: Sequence[str]) -> dict[str, l
     return found
 
 
-def _print_change(index: Path, title: str, summary: ChangeSummary, listed: dict[str, object] | None = None) -> None:
+def _print_change(index: str, title: str, summary: ChangeSummary, listed: dict[str, object] | None = None) -> None:
     """What was changed. `listed` is what is said of rows that were left out."""
     rows = described(index, summary.manifest)
     if summary.written:

@@ -310,13 +310,13 @@ def test_a_terminal_of_80_columns_shows_generations_whole(capsys: pytest.Capture
     for width in ("80", "40"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COLUMNS", width)
-            print_generations(Path("index"), [row, {**row, "restores": None, "pinned": False, "bytes": 999}])
+            print_generations("index", [row, {**row, "restores": None, "pinned": False, "bytes": 999}])
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= int(width)
         assert "…" not in "".join(lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
-        print_generations(Path("index"), [row])
+        print_generations("index", [row])
     shown = capsys.readouterr().out
     for value in ("12345678 ", "2026-11-26 10:00", "120,000,000", "98,765", "123.5 GB", "live,", "pinned,", "12345677"):
         assert value in shown

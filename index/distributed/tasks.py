@@ -12,6 +12,9 @@ __all__ = ["Tasks"]
 RETRIES: Final = 5
 """How often Ray runs a task again whose worker, or whose node, has died. What a task raises ends the build."""
 
+ENDING_SECONDS: Final = 10.0
+"""How long tasks that are cancelled are waited for."""
+
 T = TypeVar("T")
 
 
@@ -48,8 +51,14 @@ class Tasks:
             while waiting:
                 yield self._result(waiting.popleft())
         finally:
-            for each in waiting:
-                self._ray.cancel(_first(each))
+            self._cancel([_first(each) for each in waiting])
+
+    def _cancel(self, references: list[Any]) -> None:
+        """Ends what nobody waits for any more, and lets it end: it may be writing where something else is to lie."""
+        for each in references:
+            self._ray.cancel(each)
+        if references:
+            self._ray.wait(references, num_returns=len(references), timeout=ENDING_SECONDS, fetch_local=False)
 
     def get(self, value: Any) -> Any:
         """The value of a reference; raises as `run`."""

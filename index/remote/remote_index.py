@@ -7,6 +7,7 @@ lock, for whom the working copy says what there was when it was taken (index.rem
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from index.current import TOKEN_BYTES, Named, named_by, token_for
@@ -19,7 +20,7 @@ from index.locking import writer_lock
 from index.manifest import Manifest
 from index.records import FileEntry
 from index.remote.cache import Cache, CacheOptions, Lease
-from index.remote.fetching import Fetcher, items_of, segment_key, write_whole
+from index.remote.fetching import Fetcher, in_parallel, items_of, segment_key, write_whole
 from index.remote.location import Location
 from index.remote.objects import ObjectStorage
 from index.remote.remote_publication import publish, put_segment
@@ -194,6 +195,12 @@ class RemoteIndex(IndexDirectory):
                 structure_file(self, manifest.structure).verify()
         if self._writing is None:
             shared.release()
+
+    def verify_stored(self, manifest: Manifest) -> None:
+        """As IndexDirectory."""
+        in_parallel(
+            partial(self.storage.verify, path.as_posix(), entry) for path, entry in self.files(manifest).items()
+        )
 
     def _verify_record(self, number: int) -> None:
         name = str(record_name(number))
