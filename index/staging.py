@@ -136,9 +136,7 @@ class Staging:
         plan_file = directory.staging / "plan.json"
         if plan_file.exists() and not restart:
             unfinished = _read_plan(plan_file)
-            # A build that was killed just after it published has nothing left to resume, nor has one since which the
-            # index has been written to: that has removed its segments.
-            if unfinished.generation > (directory.live_generation() or 0):
+            if directory.may_go_on(unfinished.generation):
                 _require_same(plan_file, unfinished.plan, plan)
                 if unfinished.by != by:
                     raise BuildError(

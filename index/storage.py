@@ -88,6 +88,12 @@ class IndexDirectory(Layout):
         """Keeps a generation while it is read: as index.holding.hold."""
         return hold(self.pins, number)
 
+    def may_go_on(self, number: int) -> bool:
+        """Whether an unfinished build of that number can still be published. One that was killed just after it had
+        published has nothing left to do, nor has one since which the index has been written to: that has removed its
+        segments. Hold the writer lock."""
+        return number > (self.live_generation() or 0)
+
     def free_number(self, number: int) -> int:
         """The number that a generation gets that was to have this one."""
         return number

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.browsing import Tab
+    from tests.object_storage import FaultyStorage, Storage
+    from tests.remote_workers import Workers
 
 # A shared machine may take any time for an example; what is slow shows in pytest's own timeout.
 hypothesis.settings.register_profile("gaussearch", deadline=None)
@@ -235,6 +238,35 @@ def memory(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory, where there is one."""
     with folder_in_memory(tmp_path) as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def faulty_storage() -> Iterator["FaultyStorage"]:
+    """A server of S3 behind a proxy with faults."""
+    # A second, which only tests of object storage need.
+    from tests.object_storage import FaultyStorage
+
+    faulty = FaultyStorage()
+    with faulty.serving():
+        yield faulty
+
+
+@pytest.fixture
+def storage(faulty_storage: "FaultyStorage", tmp_path: Path) -> Iterator["Storage"]:
+    """A place in object storage that is the test's own, and caches that stand for machines."""
+    from tests.object_storage import storage_for
+
+    with storage_for(faulty_storage, tmp_path, f"{secrets.token_hex(4)}/index") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def workers(faulty_storage: "FaultyStorage") -> Iterator["Workers"]:
+    """Processes that read and write indexes in object storage."""
+    from tests.remote_workers import Workers
+
+    with Workers.open(faulty_storage) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ class Patience:
     come, and how often, and for how long in all, a request is repeated."""
 
     connect: float = 10.0
-    read: float = 60.0
+    read: float = 30.0
     retries: int = 8
     retry_seconds: float = 120.0
     first_wait: float = 0.1

@@ -22,7 +22,7 @@ from index.remote.objects import ObjectStorage
 from index.segment_records import SegmentEntry
 from index.segments import SEGMENT_RECORD_BYTES, read_segment_manifest
 
-__all__ = ["Fetcher", "in_parallel", "items_of", "segment_key", "write_whole"]
+__all__ = ["Fetcher", "checksums_of", "in_parallel", "items_of", "segment_key", "write_whole"]
 
 TOGETHER: Final = 4
 """Segments that are fetched at a time."""
@@ -45,6 +45,13 @@ def items_of(manifest: Manifest, segments: Sequence[SegmentEntry] | None = None)
     shared = shared_files(manifest.model_copy(update={"segments": entries}))
     return {segment_key(entry): entry.bytes for entry in entries} | {
         path.as_posix(): entry.bytes for path, entry in shared.items()
+    }
+
+
+def checksums_of(manifest: Manifest) -> dict[str, str]:
+    """What a generation is made of, and what says that one is the same as another of that name."""
+    return {segment_key(entry): entry.blake3 for entry in manifest.segments} | {
+        path.as_posix(): entry.blake3 for path, entry in shared_files(manifest).items()
     }
 
 

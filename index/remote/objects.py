@@ -5,6 +5,7 @@ stopped, and a conditional put whose answer was lost is looked after. Everything
 enough, becomes an error of index.errors that names the object.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -24,6 +25,7 @@ from index.remote.location import Location
 from index.remote.refusals import failure, said_of, status_of
 
 if TYPE_CHECKING:
+    from obstore import GetResult
     from obstore.store import ObjectStore
 
 __all__ = ["Listed", "ObjectStorage", "Stored", "Version"]
@@ -34,7 +36,7 @@ MOST_PARTS: Final = 9_000
 """Storage takes ten thousand."""
 CHUNK_BYTES: Final = 1 << 20
 """Of a body, taken at a time."""
-RESUMED: Final = 6
+RESUMED: Final = 5
 """How often a body that ends too early is gone on with, each time that not even PROGRESS came."""
 PROGRESS: Final = 8 << 20
 MARK: Final = "gaussearch-writer"
@@ -91,24 +93,29 @@ class ObjectStorage:
 
     def get(self, name: str, limit: int) -> Stored | None:
         """A small object; None where there is none. Raises CorruptIndexError where it has more bytes than `limit`."""
-        for attempt in range(RESUMED):
-            try:
-                found = self._obstore.get(self._store, name)
-                if found.meta["size"] > limit:
-                    raise CorruptIndexError(
-                        f"{self.where(name)} has {found.meta['size']} bytes, and such an object at most {limit}"
-                    )
-                data = bytes(found.bytes())
-            except (FileNotFoundError, self._errors.NotFoundError) as error:
-                self._require_bucket(error)
+        for _ in range(RESUMED):
+            found = self._opened(name, {})
+            if found is None:
                 return None
-            except self._errors.BaseError as error:
-                if attempt + 1 < RESUMED and self._is_cut(error):
-                    continue
-                raise self._failed(name, "read", error) from error
-            if len(data) == found.meta["size"]:
-                return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
+            if found.meta["size"] > limit:
+                raise CorruptIndexError(
+                    f"{self.where(name)} has {found.meta['size']} bytes, and such an object at most {limit}"
+                )
+            with contextlib.suppress(self._errors.BaseError):
+                data = bytes(found.bytes())
+                if len(data) == found.meta["size"]:
+                    return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
         raise StorageUnreachableError(f"{self.where(name)} has come cut short {RESUMED} times: see to the network")
+
+    def _opened(self, name: str, options: Any) -> "GetResult | None":
+        """An object whose bytes are to come; None where there is none."""
+        try:
+            return self._obstore.get(self._store, name, options=options)
+        except (FileNotFoundError, self._errors.NotFoundError) as error:
+            self._require_bucket(error)
+            return None
+        except self._errors.BaseError as error:
+            raise self._failed(name, "read", error) from error
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -146,11 +153,12 @@ class ObjectStorage:
         except self._errors.BaseError as error:
             raise self._failed(name, "written", error) from error
 
-    def create(self, name: str, data: bytes) -> Version | None:
-        """Puts an object where there is none; None where there was one. Of several that try, one succeeds."""
+    def create(self, name: str, data: bytes, writer: str) -> Version | None:
+        """Puts an object of this writer's where there is none; None where there was one. Of several that try, one
+        succeeds."""
         # An answer may be lost, and the object be there: by this it is known whose it is, also of writers that put the
         # same bytes.
-        mark = secrets.token_hex(16)
+        mark = f"{writer}-{secrets.token_hex(8)}"
         attributes = {MARK: mark}
         for attempt in range(RESUMED):
             try:
@@ -225,32 +233,26 @@ class ObjectStorage:
     def stream(self, name: str, expected: FileEntry) -> Iterator[memoryview]:
         """The bytes of an object, as many as it is to have; what is cut off is gone on with."""
         start, attempts, e_tag = 0, RESUMED, None
-        while True:
+        while attempts:
             before = start
-            try:
-                # Another object that has taken its place meanwhile must not follow the beginning of this one.
-                options: Any = {"range": {"offset": start}, "if_match": e_tag} if start else {}
-                found = self._obstore.get(self._store, name, options=options)
-                if found.meta["size"] != expected.bytes:
-                    raise CorruptIndexError(f"{self.where(name)} has {found.meta['size']} bytes, not {expected.bytes}")
-                e_tag = found.meta["e_tag"]
+            # Another object that has taken its place meanwhile must not follow the beginning of this one.
+            found = self._opened(name, {"range": {"offset": start}, "if_match": e_tag} if start else {})
+            if found is None:
+                raise CorruptIndexError(f"{self.where(name)} is missing")
+            if found.meta["size"] != expected.bytes:
+                raise CorruptIndexError(f"{self.where(name)} has {found.meta['size']} bytes, not {expected.bytes}")
+            e_tag = found.meta["e_tag"]
+            with contextlib.suppress(self._errors.BaseError):
                 for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
                     view = memoryview(chunk)
                     start += view.nbytes
                     yield view
-            except (FileNotFoundError, self._errors.NotFoundError) as error:
-                raise CorruptIndexError(f"{self.where(name)} is missing") from error
-            except self._errors.BaseError as error:
-                if not self._is_cut(error) or attempts <= 1:
-                    raise self._failed(name, "read", error) from error
             if start == expected.bytes:
                 return
             attempts = RESUMED if start - before >= PROGRESS else attempts - 1
-            if not attempts:
-                raise StorageUnreachableError(
-                    f"{self.where(name)} has ended after {start} of {expected.bytes} bytes, {RESUMED} times: see to "
-                    "the network"
-                )
+        raise StorageUnreachableError(
+            f"{self.where(name)} has ended after {start} of {expected.bytes} bytes, {RESUMED} times: see to the network"
+        )
 
     def _require_checksum(self, name: str, found: str, expected: FileEntry) -> None:
         if found != expected.blake3:
@@ -262,15 +264,15 @@ class ObjectStorage:
     def _exhausted(self, name: str) -> StorageError:
         return StorageUnreachableError(f"{self.where(name)} could not be written, {RESUMED} times: see to the network")
 
+    def writer_of(self, name: str) -> str | None:
+        """Who has created an object; None where nobody has."""
+        found = self._opened(name, {"head": True})
+        return None if found is None else str(found.attributes.get(MARK, "")).partition("-")[0]
+
     def _marked(self, name: str, mark: str) -> Version | None:
         """Which object is there, if it is the one that was put with this mark."""
-        try:
-            found = self._obstore.get(self._store, name, options={"head": True})
-        except (FileNotFoundError, self._errors.NotFoundError):
-            return None
-        except self._errors.BaseError as error:
-            raise self._failed(name, "read", error) from error
-        if found.attributes.get(MARK) != mark:
+        found = self._opened(name, {"head": True})
+        if found is None or found.attributes.get(MARK) != mark:
             return None
         return Version(found.meta["e_tag"], found.meta["version"])
 

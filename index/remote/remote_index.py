@@ -6,6 +6,7 @@ lock, for whom the working copy says what there was when it was taken (index.rem
 """
 
 import contextlib
+import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,9 @@ from index.segments import SEGMENT_RECORD_BYTES, verify_segment
 from index.storage import DEFAULT, IndexDirectory
 
 __all__ = ["RemoteIndex"]
+
+MANIFESTS_KEPT = 100
+"""Manifests that are at hand, at most: those of the last generations."""
 
 
 class RemoteIndex(IndexDirectory):
@@ -96,10 +100,23 @@ class RemoteIndex(IndexDirectory):
         """As IndexDirectory: above every manifest in storage, also of one who has not published it."""
         return max(Published.of(self.storage).manifests, default=0) + 1
 
+    def may_go_on(self, number: int) -> bool:
+        """As IndexDirectory: nor where another writer has taken that number, and with it the names of its segments."""
+        if not super().may_go_on(number):
+            return False
+        return self.storage.writer_of(str(manifest_name(number))) in (None, self.writer)
+
     def free_number(self, number: int) -> int:
-        """As IndexDirectory: another, where that of a build that is gone on with has been taken meanwhile, by itself
-        before it was killed or by another writer."""
-        return max(number, self.next_generation())
+        """As IndexDirectory: another, where it has a manifest, of the same build before it was killed."""
+        return self.next_generation() if number in Published.of(self.storage).manifests else number
+
+    @property
+    def writer(self) -> str:
+        """By what storage knows who writes from this working copy, whose lock the caller holds."""
+        path = self.path / "cached" / "writer"
+        if not path.exists():
+            write_whole(path, secrets.token_hex(8).encode())
+        return path.read_text(encoding="ascii")
 
     def _record(self, number: int) -> str:
         if self._writing is not None:
@@ -110,7 +127,7 @@ class RemoteIndex(IndexDirectory):
         return stored.data.decode("ascii", "replace")
 
     def _manifest_data(self, named: Named) -> bytes:
-        kept = self.path / "cached" / Folder.MANIFESTS / f"{named.generation:08d}-{named.checksum}.json"
+        kept = self._kept_manifest(named.generation, named.checksum)
         with contextlib.suppress(OSError):
             data = kept.read_bytes()
             if checksum(data) == named.checksum:
@@ -120,8 +137,19 @@ class RemoteIndex(IndexDirectory):
         if stored is None:
             raise CorruptIndexError(f"{self}/{name} is missing")
         if checksum(stored.data) == named.checksum:
-            write_whole(kept, stored.data)
+            self.keep_manifest(named.generation, named.checksum, stored.data)
         return stored.data
+
+    def keep_manifest(self, generation: int, checksum: str, data: bytes) -> None:
+        """Has a manifest at hand for whoever reads it the next time, and not one for each that there has been."""
+        kept = self._kept_manifest(generation, checksum)
+        write_whole(kept, data)
+        others = sorted(kept.parent.glob("*.json"))
+        for path in others[:-MANIFESTS_KEPT]:
+            path.unlink(missing_ok=True)
+
+    def _kept_manifest(self, generation: int, checksum: str) -> Path:
+        return self.path / "cached" / Folder.MANIFESTS / f"{generation:08d}-{checksum}.json"
 
     def pinned(self) -> set[int]:
         """As IndexDirectory."""

@@ -1,13 +1,15 @@
 """Publication in object storage: all that a generation is made of is put there, and then CURRENT is replaced, in one
 step and only where it is what it was when the writer began.
 
-    segments and what else is new     by names that nobody else gives
-    the manifest                      where there is none of its number: of two writers that chose it one goes on
+    the manifest                      where there is none of its number: of two writers that chose it one goes on, and
+                                      what is called after its generation is called so by nobody else
+    segments and what else is new
     CURRENT                           where nobody has replaced it: of two writers that came so far one has published
     the record                        says that the generation has been live
 
 Whoever dies in between has published nothing, or all. What was put by then is nobody's: a manifest without a record is
-no generation, and is removed by the next that publishes; the rest after DEAD_DAYS.
+no generation, and is removed by the next that publishes; the rest after DEAD_DAYS. Until then its number is not taken
+again: a request of the dead may still be on its way.
 
 Who removes what old generations alone need first removes their records and manifests, and then looks at all manifests
 there are. And who publishes files of an old generation again, to go back to it, puts the manifest that names them and
@@ -17,18 +19,25 @@ generation names.
 
 import contextlib
 import shutil
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from index.current import named_by, token_for
 from index.durable import checksum, write_atomically
-from index.errors import CorruptIndexError, GaussearchError, PublicationConflictError, StorageError
+from index.errors import (
+    BuildError,
+    CorruptIndexError,
+    GaussearchError,
+    IndexDirectoryError,
+    PublicationConflictError,
+)
 from index.generation_files import shared_files
 from index.layout import Folder, manifest_name, record_name
 from index.manifest import Manifest
 from index.publication import written
-from index.remote.fetching import in_parallel, items_of, segment_key
+from index.remote.fetching import checksums_of, in_parallel, items_of, segment_key
 from index.remote.removal import remove_generations
 from index.remote.working_copy import CURRENT
 from index.retention import Retention
@@ -46,33 +55,30 @@ def publish(index: "RemoteIndex", manifest: Manifest, retention: Retention) -> N
     """Makes a manifest the live generation of an index in storage, and removes what none needs any more. Hold its lock.
 
     Raises PublicationConflictError where another writer has published since the lock was taken, BuildError where it has
-    too many segments, CorruptIndexError where one of its files is neither here nor in storage, and StorageError: then
-    CURRENT names the generation before, or this one, and it is not known which where it says so.
+    too many segments, CorruptIndexError where one of its files is neither here nor in storage, or there with other
+    content, and StorageError: then CURRENT names the generation before, or this one, and it is not known which where it
+    says so.
     """
     storage, writing = index.storage, index.writing()
     data = written(manifest, str(index))
-    token = token_for(manifest.generation, data)
-    reused = _put_files(index, manifest)
-    if storage.create(str(manifest_name(manifest.generation)), data) is None:
+    have, owners = _there(index, manifest)
+    if storage.create(str(manifest_name(manifest.generation)), data, index.writer) is None:
         raise _conflict(index, manifest.generation)
-    for generation in reused:
+    for generation in owners:
         if not storage.exists(str(record_name(generation))):
-            storage.delete(str(manifest_name(manifest.generation)))
             raise PublicationConflictError(
                 f"generation {generation} of {index} has been removed by another writer meanwhile: run the command "
                 "again"
             )
-    before = writing.token
+    _put_files(index, manifest, have)
+    token, before = token_for(manifest.generation, data), writing.token
     version = (
         storage.replace(CURRENT, token.encode(), writing.version)
         if writing.version is not None
-        else storage.create(CURRENT, token.encode())
+        else storage.create(CURRENT, token.encode(), index.writer)
     )
     if version is None:
-        # It said no, so that no request of this writer's can still come through.
-        with contextlib.suppress(StorageError):
-            storage.delete(str(manifest_name(manifest.generation)))
-        raise _conflict(index, manifest.generation)
+        raise _conflict(index, manifest.generation, overtaken=True)
     foreign, writing.token, writing.version = writing.foreign, token, version
     # It is published, whatever comes of the rest; what cannot be done now is done by the next that publishes.
     with contextlib.suppress(OSError, GaussearchError):
@@ -89,48 +95,52 @@ def _record(index: "RemoteIndex", manifest: Manifest, data: bytes, token: str, b
         # Its writer has died in between.
         index.storage.put(str(record_name(named.generation)), str(before).encode())
     index.storage.put(str(record_name(manifest.generation)), token.encode())
+    index.keep_manifest(manifest.generation, checksum(data), data)
     write_atomically(index.manifest_file(manifest.generation), data, synced=False)
     write_atomically(index.record_file(manifest.generation), token.encode(), synced=False)
     write_atomically(index.current_file, token.encode(), synced=False)
 
 
-def _conflict(index: "RemoteIndex", generation: int) -> PublicationConflictError:
-    try:
+def _conflict(index: "RemoteIndex", generation: int, *, overtaken: bool = False) -> PublicationConflictError:
+    """What a writer is told that another has been before; `overtaken` after it had put its manifest, which is removed:
+    CURRENT has said no, so that no request of its own can make it the live one any more."""
+    named = None
+    with contextlib.suppress(GaussearchError):
         named = named_by(index.storage_token() or "")
-    except GaussearchError:
-        named = None
+        if overtaken and named is not None and named.generation > generation:
+            index.storage.delete(str(manifest_name(generation)))
     which = f"generation {named.generation}" if named is not None else f"a generation {generation}"
     return PublicationConflictError(
-        f"another writer has published {which} of {index}, or is about to: nothing of this one's has been; run the "
-        "command again"
+        f"another writer has published {which} of {index}, or is about to publish another: nothing of this one's has "
+        "been; run the command again"
     )
 
 
-def _put_files(index: "RemoteIndex", manifest: Manifest) -> set[int]:
-    """Puts what a generation is made of and storage has not. Returns the old generations, other than the live one, of
-    which it has files again."""
-    have, owners = _there(index, manifest)
-    segments = [entry for entry in manifest.segments if segment_key(entry) not in have]
-    shared = [path.as_posix() for path in shared_files(manifest) if path.as_posix() not in have]
-    for entry in segments:
-        if not index.storage_has(entry):
+def _put_files(index: "RemoteIndex", manifest: Manifest, have: Collection[str]) -> None:
+    """Puts what a generation is made of, but for what storage has."""
+    for entry in manifest.segments:
+        if segment_key(entry) not in have and not index.storage_has(entry):
             put_segment(index, index.segments / entry.id, entry.blake3)
+    shared = [path.as_posix() for path in shared_files(manifest) if path.as_posix() not in have]
     in_parallel([partial(index.storage.put, name, index.path / name) for name in shared])
-    return {number for key, number in owners.items() if key in items_of(manifest)}
 
 
-def _there(index: "RemoteIndex", manifest: Manifest) -> tuple[set[str], dict[str, int]]:
-    """What of a generation is in storage, because a generation that is kept has it; and which one, where it is not the
-    live one."""
-    wanted, have, owners = set(items_of(manifest)), set[str](), dict[str, int]()
+def _there(index: "RemoteIndex", manifest: Manifest) -> tuple[set[str], set[int]]:
+    """What of a generation is in storage, because a generation that is kept has it; and which ones, beside the live
+    one, have what that has not."""
+    wanted, have, owners = checksums_of(manifest), set[str](), set[int]()
     live = index.live_generation()
     for number in sorted(index.generations(), key=lambda each: each != live):
-        if wanted <= have:
+        if wanted.keys() <= have:
             break
-        with contextlib.suppress(GaussearchError):
-            theirs = set(items_of(index.generation(number))) & wanted
-            owners |= {key: number for key in theirs - have if number != live}
-            have |= theirs
+        with contextlib.suppress(IndexDirectoryError):
+            theirs = checksums_of(index.generation(number))
+            for key in (wanted.keys() & theirs.keys()) - have:
+                if theirs[key] != wanted[key]:
+                    raise BuildError(f"{index}/{key} is there already, with other content: write to another location")
+                if number != live:
+                    owners.add(number)
+                have.add(key)
     return have, owners
 
 
