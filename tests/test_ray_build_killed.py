@@ -129,5 +129,5 @@ def test_a_node_that_does_not_see_a_source_or_the_index_is_named(tmp_path: Path)
     with directory.lock():
         staging = Staging.open(directory, PLAN, restart=False)
         (staging.path / "plan.json").unlink()
-        with pytest.raises(ClusterError, match=rf"{node}.* does not see {tmp_path}/index, where .* s3://"):
+        with pytest.raises(ClusterError, match=rf"{node}.* does not see {tmp_path}/index, where .*\(s3://"):
             BuildSite.of(staging).workspace().__enter__()
