@@ -24,7 +24,7 @@ from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.descriptors import allow_descriptors
 from service.options import option_name, with_options
 from service.progress import progress_for
-from service.ray_option import RayCommand, RayOption
+from service.ray_option import RayCommand, RayGpusOption, RayOption, RayTasksOption, on_ray
 from service.run_formats import RunFormat, RunWriter
 from service.runs import search_batch
 from service.search_options import Searching, with_searching
@@ -58,7 +58,7 @@ def gaussearch(
     """Retrieval over distributions: documents and queries are diagonal Gaussians, ranked by -KL(Q||D)."""
 
 
-@app.command()
+@app.command(cls=RayCommand)
 @with_options(BuildOptions, ENV_PREFIX)
 def build(
     sources: Annotated[
@@ -72,6 +72,9 @@ def build(
     ],
     index: IndexOption,
     options: BuildOptions,
+    ray: RayOption = None,
+    ray_tasks: RayTasksOption = None,
+    ray_gpus: RayGpusOption = 1.0,
 ) -> None:
     """Build an index of SOURCES and publish it; a service that serves the directory takes it up by itself.
 
@@ -79,8 +82,8 @@ def build(
     """
     with errors():
         directory = IndexDirectory.of(index)
-        with progress_for(Console(stderr=True)) as progress:
-            summary = build_index(sources, directory, options, progress)
+        with on_ray(ray, ray_tasks, ray_gpus) as place, progress_for(Console(stderr=True)) as progress:
+            summary = build_index(sources, directory, options, progress, place=place)
         _print_summary(index, summary, options.rejected_to or directory.path / "rejected.jsonl")
 
 

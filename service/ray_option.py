@@ -1,5 +1,6 @@
 """The option --ray, whose value may be left out."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -7,7 +8,10 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["RayCommand", "RayOption"]
+from index.build_work import BuildPlace
+from service.settings import ENV_PREFIX
+
+__all__ = ["RayCommand", "RayGpusOption", "RayOption", "RayTasksOption", "on_ray"]
 
 NAME: Final = "--ray"
 ADDRESS: Final = re.compile(r"auto|local|ray://\S+|[^\s/]+:\d+")
@@ -25,6 +29,38 @@ RayOption = Annotated[
     ),
 ]
 """None where the option is not given, and empty where it is given without a value."""
+
+
+RayTasksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ray-tasks",
+        min=1,
+        envvar=f"{ENV_PREFIX}RAY_TASKS",
+        help="With --ray: tasks at a time, of one core each; as many as the cluster has cores for if not set.",
+        show_default=False,
+    ),
+]
+RayGpusOption = Annotated[
+    float,
+    typer.Option(
+        "--ray-gpus",
+        min=0.0,
+        max=1.0,
+        envvar=f"{ENV_PREFIX}RAY_GPUS",
+        help="With --ray: GPUs of a task that encodes, or the share of one, where the cluster has any.",
+    ),
+]
+
+
+def on_ray(address: str | None, tasks: int | None, gpus: float) -> contextlib.AbstractContextManager[BuildPlace | None]:
+    """Where a build is made, on the cluster that these options mean; None, in this process, without --ray."""
+    if address is None:
+        return contextlib.nullcontext()
+    # A build in this process has no need of it.
+    from index.distributed.ray_place import RayOptions, ray_place
+
+    return ray_place(RayOptions(address=address, tasks=tasks, gpus=gpus))
 
 
 class RayCommand(TyperCommand):
