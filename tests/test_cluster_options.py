@@ -1,13 +1,15 @@
 """What `gaussearch serve --ray` and a configuration of Ray Serve are told; what is refused, before anything starts."""
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.serve import Application
 from typer.testing import CliRunner, Result
 
-from index.errors import GaussearchError, InvalidOptionError
+from index.errors import ClusterError, GaussearchError, InvalidOptionError
 from service.cli import app
 from service.cluster import app as cluster_app
 from service.cluster import run
@@ -15,7 +17,7 @@ from service.cluster.options import ClusterSettings, ServeOptions
 from service.cluster.plan import Node
 from service.exposure import ExposedError
 from service.settings import ServiceSettings
-from tests.serving import Served
+from tests.serving import PATIENCE, Served, wait_until
 
 
 def serve(*arguments: object) -> Result:
@@ -107,3 +109,26 @@ def test_a_configuration_that_is_wrong_is_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         cluster_app.build(arguments(served, **given))
+
+
+def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> None:
+    wanted = {"host": "127.0.0.1", "port": 8080, "ssl_certfile": None, "ssl_keyfile": None}
+    run._require_same(SimpleNamespace(**wanted), wanted)
+    # Where everybody may reach it, whatever was checked of this command's options.
+    for other in ({"host": "0.0.0.0"}, {"port": 8000}, {"ssl_certfile": "a.pem"}):  # noqa: S104
+        with pytest.raises(ClusterError, match=r"listens on .* with .*certificate: give --host"):
+            run._require_same(SimpleNamespace(**wanted | other), wanted)
+
+
+def test_a_service_that_runs_ends_in_order_and_one_that_starts_at_once() -> None:
+    told = run._Told()
+    with pytest.raises(KeyboardInterrupt):
+        told.note()
+    waiting = threading.Thread(target=told.wait)
+    waiting.start()
+    wait_until(lambda: told._waits)
+    told.note()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    with pytest.raises(KeyboardInterrupt):
+        told.note()

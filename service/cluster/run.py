@@ -74,12 +74,14 @@ def _require_possible(options: ServeOptions) -> None:
         raise InvalidOptionError(f"workers is {options.workers}; on a cluster, give ingress-replicas in its place")
 
 
-def _serve(options: ServeOptions, application: Any, told: threading.Event, *, keep: bool) -> None:
+def _serve(options: ServeOptions, application: Any, told: "_Told", *, keep: bool) -> None:
     from ray import serve
+    from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
     from service.cluster.app import LOGGING, NAME, listens_on_head
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = {
         "host": options.host,
         "port": options.port,
@@ -88,8 +90,13 @@ def _serve(options: ServeOptions, application: Any, told: threading.Event, *, ke
         "ssl_keyfile": _text(options.tls_key),
         "ssl_keyfile_password": options.tls_key_password and options.tls_key_password.get_secret_value(),
     }
+    others = _get_global_client(raise_if_no_controller_running=False)
+    if others is not None:
+        # Its applications stay, and so does what it listens on: where that is has been checked of these options alone.
+        _require_same(others.http_config, http)
     try:
-        serve.start("HeadOnly" if listens_on_head(options) else "EveryNode", http, logging_config=LOGGING)
+        if others is None:
+            serve.start("HeadOnly" if listens_on_head(options) else "EveryNode", http, logging_config=LOGGING)
         serve.run(application, name=NAME, route_prefix="/")
         logger.info("serving on %s:%d", options.host, options.port)
         told.wait()
@@ -98,24 +105,51 @@ def _serve(options: ServeOptions, application: Any, told: threading.Event, *, ke
     finally:
         if not keep:
             serve.delete(NAME)
+        if not keep and others is None:
             serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _require_same(found: Any, wanted: dict[str, Any]) -> None:
+    different = [
+        name for name in ("host", "port", "ssl_certfile", "ssl_keyfile") if getattr(found, name) != wanted[name]
+    ]
+    if different:
+        raise ClusterError(
+            f"Ray Serve runs on this cluster already, and listens on {found.host}:{found.port} with "
+            f"{'a certificate' if found.ssl_certfile else 'no certificate'}: give --host, --port and the certificate "
+            "as they are there, or end it (serve shutdown)"
+        )
 
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """What is set once SIGTERM or SIGINT comes; the second one ends the wait for anything."""
-    told = threading.Event()
+class _Told:
+    """Whether the command has been told to end."""
 
-    def note(*_: object) -> None:
-        if told.is_set():
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._waits = False
+
+    def note(self, *_: object) -> None:
+        """What is done where a signal comes: an orderly end of a service that runs, and of anything else an end at
+        once."""
+        if self._event.is_set() or not self._waits:
             raise KeyboardInterrupt
-        told.set()
+        self._event.set()
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGTERM, signal.SIGINT)}
+    def wait(self) -> None:
+        """Returns once it has been told."""
+        self._waits = True
+        self._event.wait()
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[_Told]:
+    """What SIGTERM and SIGINT tell."""
+    told = _Told()
+    before = {each: signal.signal(each, told.note) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield told
     finally:
