@@ -1,5 +1,7 @@
 """What `gaussearch serve --ray` and a configuration of Ray Serve are told; what is refused, before anything starts."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +134,8 @@ def test_a_service_that_runs_ends_in_order_and_one_that_starts_at_once() -> None
     assert not waiting.is_alive()
     with pytest.raises(KeyboardInterrupt):
         told.note()
+
+
+def test_ray_is_not_imported_before_it_is_asked_for() -> None:
+    code = "import sys, service.cli, service.server, service.app, index; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
