@@ -18,8 +18,8 @@ from index.graph import Graph
 from index.graph_scanning import GraphScanner
 from index.list_scanning import ListScanner
 from index.lists import Lists
-from index.manifest import Manifest
 from index.memory import require_room
+from index.part import Part
 from index.scalar_codebook import ScalarCodebook
 from index.scanning import SCANNED
 from index.segments import Segment
@@ -78,18 +78,19 @@ class OpenedCodes:
     def open(
         cls,
         directory: IndexDirectory,
-        manifest: Manifest,
+        part: Part,
         codes: CodesRecord,
         segments: Sequence[Segment],
         threads: int | None,
         *,
         known: "OpenedCodes | None" = None,
     ) -> "OpenedCodes":
-        """Reads codes, and what they are found by, into memory, but for what another generation has open already.
+        """Reads codes of a part of an index, and what they are found by, into memory, but for what another generation
+        has open already. `codes` is what the part's own manifest says of them.
 
         Raises CorruptIndexError naming what is not as it should be.
         """
-        standardisation = manifest.standardisation.restore()
+        standardisation = part.whole.standardisation.restore()
         structure = codes.structure
         # All but the pairs of numbers that say how much a search looks at.
         is_of_it = known is not None and known.codes.file == codes.file and known.codes.structure == structure
@@ -97,14 +98,14 @@ class OpenedCodes:
         if known is not None and start is not None and known.codes.breadth == codes.breadth:
             codebook, base = known.codebook, known.base
         else:
-            codebook = open_codebook(directory, codes, manifest.k)
+            codebook = open_codebook(directory, codes, part.whole.k)
             start = structure.segments if structure is not None else len(segments)
             file = structure_file(directory, structure) if structure is not None else None
             _require_room(directory, codes, segments, file)
-            base = _scanner(codes, segments[:start], codebook, standardisation, threads, file)
+            base = _scanner(codes, segments[:start], codebook, standardisation, threads, part, file)
         scanner = base
         if start < len(segments):
-            tail = _scanner(codes, segments[start:], codebook, standardisation, threads, None)
+            tail = _scanner(codes, segments[start:], codebook, standardisation, threads, part, None)
             documents, total = sum(map(len, segments[:start])), sum(map(len, segments))
             scanner = TailedScanner(base, documents, tail, total)
         folders = tuple(segment.folder for segment in segments[:start])
@@ -117,9 +118,11 @@ def _scanner(
     codebook: AnyCodebook,
     standardisation: Standardisation,
     threads: int | None,
+    part: Part,
     structure: IndexFile | None,
 ) -> ApproximateScanner:
-    """Scans some segments: with a structure as that says, without one all of their codes."""
+    """Scans some segments: with a structure as that says, of those of the part that it is of; without one all of their
+    codes."""
     files = [segment.file("vectors.faiss") for segment in segments]
     if isinstance(codebook, FactoryCodebook):
         indexes = [codebook.read(*each) for each in _sized(files, segments)]
@@ -137,7 +140,7 @@ def _scanner(
     shortlist = Shortlist(projected, codebook.ranges)
     if structure is None or codes.lists is None:
         return CodeScanner(digits, shortlist, codebook, standardisation, codes.breadth, threads)
-    lists = _lists(structure, sum(map(len, digits)), codes.lists.lists, codebook.width)
+    lists = _lists(structure, part, codes.lists.lists, codebook.width)
     return ListScanner(digits, shortlist, lists, codebook, standardisation, codes.breadth, threads)
 
 
@@ -157,7 +160,9 @@ def _require_room(
     require_room(directory.path, size)
 
 
-def _lists(file: IndexFile, documents: int, lists: int, width: int) -> Lists:
+def _lists(file: IndexFile, part: Part, lists: int, width: int) -> Lists:
+    """The lists of the documents of a part; the file has those of the whole index."""
+    documents = part.covered_rows
     try:
         read = Lists.from_bytes(file.contents(4 * (documents + lists * width) + LISTS_HEADER_BYTES))
     except ValueError as error:
@@ -166,4 +171,4 @@ def _lists(file: IndexFile, documents: int, lists: int, width: int) -> Lists:
         raise CorruptIndexError(f"{file.path} has the lists of {len(read.members)} documents, not of {documents}")
     if read.centroids.shape != (lists, width):
         raise CorruptIndexError(f"{file.path} has lists {read.centroids.shape}, not {(lists, width)}")
-    return read
+    return Lists(read.centroids, part.rows_of(read.members))

@@ -24,7 +24,7 @@ from index.encoding import Encoding, encode_documents
 from index.errors import InvalidGaussiansError, SourceError
 from index.gaussians import Gaussians
 from index.manifest import FORMAT_VERSION
-from index.progress import Progress
+from index.progress import Progress, SilentProgress
 from index.records import FileEntry
 from index.segment_records import OPTIONAL_FILES, SegmentEntry, SegmentManifest
 from index.segment_writing import complete_segment
@@ -33,7 +33,16 @@ from index.sources import DocumentSource
 from index.standardisation import Standardisation
 from index.vectors import write_vectors
 
-__all__ = ["DocumentFiles", "FlatForm", "NotEncodableError", "SegmentForm", "encode_segments"]
+__all__ = [
+    "VECTORS",
+    "DocumentFiles",
+    "FlatForm",
+    "NotEncodableError",
+    "SegmentForm",
+    "encode_segment",
+    "encode_segments",
+    "not_encodable",
+]
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers of vectors (4 MiB) that are encoded, hashed and written at a time: they stay in the processor's cache."""
@@ -58,11 +67,15 @@ class NotEncodableError(Exception):
 
     def located(self, corpus: DocumentSource) -> SourceError:
         """The same, with where the document stands, which only its corpus can tell."""
-        document_id = read_ids(self.folder / "ids.arrow")[self.row].as_py()
-        (places,) = corpus.locate([document_id]).values()
-        _, _, reason = str(self).partition(": ")
-        where = " or ".join(places) or "the corpus"
-        return SourceError(f"{where}, document {document_id!r}: {reason}. Correct the row, or leave it out")
+        return not_encodable(corpus, read_ids(self.folder / "ids.arrow")[self.row].as_py(), str(self))
+
+
+def not_encodable(corpus: DocumentSource, document_id: str, said: str) -> SourceError:
+    """The error for a document of which a NotEncodableError says something."""
+    (places,) = corpus.locate([document_id]).values()
+    _, _, reason = said.partition(": ")
+    where = " or ".join(places) or "the corpus"
+    return SourceError(f"{where}, document {document_id!r}: {reason}. Correct the row, or leave it out")
 
 
 class SegmentForm(Protocol):
@@ -125,6 +138,23 @@ class _Staged(NamedTuple):
     read: DocumentFiles
     gaussians: Block
 
+    @classmethod
+    def of(cls, folder: Path, read: DocumentFiles) -> "_Staged":
+        # Mapped for writing, in private, because torch takes no memory that it must not write to.
+        return cls(folder, read, np.load(folder / "gaussians.npy", mmap_mode="c", allow_pickle=False))
+
+
+def encode_segment(
+    folder: Path,
+    segment: DocumentFiles,
+    form: SegmentForm,
+    standardisation: Standardisation,
+    device: torch.device,
+    syncer: Syncer,
+) -> SegmentEntry:
+    """As `encode_segments`, of one, in this thread; torch should keep to one core there."""
+    return _complete(form, standardisation, device, SilentProgress(), syncer, _Staged.of(folder, segment))
+
 
 def encode_segments(
     folders: Sequence[Path],
@@ -147,8 +177,7 @@ def encode_segments(
             proceed()
             # Here and not in the threads: NumPy parses the header as Python, in which CPython 3.11 fails now and then
             # when two threads do it (SystemError: AST constructor recursion depth mismatch).
-            # Mapped for writing, in private, because torch takes no memory that it must not write to.
-            yield _Staged(folder, segment, np.load(folder / "gaussians.npy", mmap_mode="c", allow_pickle=False))
+            yield _Staged.of(folder, segment)
 
     complete = partial(_complete, form, standardisation, device, progress, syncer)
     at_work = (available_cores() if device.type == "cpu" else 1) + SEGMENTS_WAITING

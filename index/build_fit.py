@@ -16,7 +16,7 @@ import torch
 from index.calibration import Calibration, HeldOut, interval, recalls
 from index.codes import Codes
 from index.codes_record import CodesRecord
-from index.documents import GaussianStore, Numbers
+from index.documents import Numbers
 from index.durable import checksum, write_atomically
 from index.encoding import Encoding, encode_documents, encode_queries
 from index.errors import BuildError, CorruptIndexError, SourceError
@@ -28,6 +28,7 @@ from index.records import FileEntry
 from index.scanning import SCANNED
 from index.segment_records import SegmentEntry
 from index.sources import Corpus
+from index.staged_documents import StagedDocuments
 from index.staging import BuildPlan, Staging
 from index.standardisation import Standardisation
 from index.untrusted import IndexFile
@@ -149,7 +150,7 @@ class Fitting:
     """
 
     staging: Staging
-    store: GaussianStore
+    store: StagedDocuments
     standardisation: Standardisation
     encode: Callable[[CodesForm], list[SegmentEntry]]
     progress: Progress
@@ -164,7 +165,7 @@ class Fitting:
     def of(
         cls,
         staging: Staging,
-        store: GaussianStore,
+        store: StagedDocuments,
         standardisation: Standardisation,
         queries: Gaussians | None,
         encode: Callable[[CodesForm], list[SegmentEntry]],
@@ -230,10 +231,11 @@ class Fitting:
 
     def file(self, segment: SegmentEntry, name: str) -> IndexFile:
         """A file of a segment that this build has written, or found whole."""
+        self.store.fetch(segment.id, name)
         return IndexFile(self.folder(segment) / name, folders=2)
 
 
-def _drawn(store: GaussianStore, queries: Gaussians | None) -> tuple[Numbers, Gaussians, Gaussians, HeldOut]:
+def _drawn(store: StagedDocuments, queries: Gaussians | None) -> tuple[Numbers, Gaussians, Gaussians, HeldOut]:
     """The numbers of a sample of documents, these, queries to fit with, and queries to measure with."""
     rng = np.random.default_rng(SEED)
     drawn = rng.permutation(len(store))[: SAMPLE + HELD_OUT].astype(np.int64)

@@ -9,7 +9,6 @@ from pathlib import Path
 from index.build_fit import CodedIndex, CodesForm, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
 from index.codes_record import CodesRecord, GraphRecord
-from index.documents import GaussianStore
 from index.durable import measure
 from index.gaussians import Gaussians
 from index.geometry import FisherGeometry
@@ -18,6 +17,7 @@ from index.graph_scanning import GraphScanner
 from index.progress import Progress
 from index.records import FileEntry
 from index.scalar_codebook import ScalarCodebook
+from index.staged_documents import StagedDocuments
 from index.standardisation import Standardisation
 from index.untrusted import IndexFile
 
@@ -95,7 +95,7 @@ def _linked(fitting: Fitting) -> tuple[Path, FileEntry]:
 
 
 def link_documents(
-    store: GaussianStore,
+    store: StagedDocuments,
     sample: Gaussians,
     standardisation: Standardisation,
     links: int,

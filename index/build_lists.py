@@ -8,34 +8,28 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from index.build_codes import coded
 from index.build_fit import CodedIndex, Fitting, measured_recall
 from index.build_ladder import Ladder, steps
 from index.calibration import CANDIDATE_SECONDS, DIGIT_SECONDS
-from index.clustering import cluster, nearest_lists
+from index.clustering import cluster
 from index.codes_record import CodesRecord, ListsRecord
-from index.documents import GaussianStore
 from index.durable import checksum, write_atomically
-from index.encoding import Encoding, encode_queries
 from index.errors import CorruptIndexError
 from index.list_scanning import ListScanner
 from index.lists import Lists
-from index.progress import Progress
 from index.records import FileEntry
-from index.standardisation import Standardisation
 from index.untrusted import IndexFile
 
-__all__ = ["build_lists", "put_into_lists"]
+__all__ = ["build_lists"]
 
 LISTS_PER_ROOT = 4
 """Lists for each of the root of the documents: the more, the fewer documents in those that hold the best, and the more
 centroids to compare with."""
 SAMPLE_PER_LIST, SAMPLE = 64, 1 << 17
 """Documents that lists are made by, for each and in all: what bounds the time and the memory that it takes."""
-READ_TOGETHER = 1 << 14
 MOST_LISTS_BYTES = 1 << 34
 """More than lists of an earlier run have that are worth going on with."""
 STEP = 1.15
@@ -123,21 +117,5 @@ def _made(fitting: Fitting, device: torch.device) -> Lists:
     fitting.progress.phase("clustering", None)
     drawn = np.random.default_rng(SEED).permutation(len(store))[: min(SAMPLE_PER_LIST * lists, SAMPLE)]
     centroids = cluster(store.batch(np.sort(drawn).astype(np.int64)), lists, standardisation, SEED, device)
-    return Lists(centroids.numpy(), put_into_lists(store, centroids, standardisation, device, fitting.progress))
-
-
-def put_into_lists(
-    store: GaussianStore,
-    centroids: torch.Tensor,
-    standardisation: Standardisation,
-    device: torch.device,
-    progress: Progress,
-) -> npt.NDArray[np.int32]:
-    """The list of each document, (n,): that of whose centroids (lists, w) it diverges least."""
-    progress.phase("putting documents into lists", len(store))
-    on_device, members = centroids.to(device), []
-    for block in store.batches(READ_TOGETHER):
-        vectors = encode_queries(block.to(device), Encoding.FOLDED, standardisation)
-        members.append(nearest_lists(vectors, on_device).to(torch.int32).cpu().numpy())
-        progress.advance(len(block))
-    return np.concatenate(members)
+    fitting.progress.phase("putting documents into lists", len(store))
+    return Lists(centroids.numpy(), store.lists(centroids, standardisation, device, fitting.progress))

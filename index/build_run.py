@@ -7,25 +7,20 @@ What is written is synced behind the build's back, and all of it before the inde
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from index.build_approximate import build_approximate
 from index.build_choice import choose_kind
-from index.build_encoding import FlatForm, NotEncodableError, SegmentForm, encode_segments
+from index.build_encoding import FlatForm, SegmentForm
 from index.build_fit import Fitting, GivenQueries, NotReachedError, require_recall
-from index.build_reading import read_segments
-from index.documents import GaussianStore
-from index.duplicates import require_unique_ids
-from index.durable import Syncer, SyncError, write_atomically, write_where_told
+from index.build_work import BuildWork, LocalWork
+from index.durable import SyncError, write_atomically, write_where_told
 from index.errors import BuildError, CorruptIndexError, InvalidGaussiansError, SourceError
 from index.manifest import FORMAT_VERSION, IndexKind, Manifest, SourceRecord, StandardisationRecord
 from index.progress import Progress
-from index.rejected_rows import no_documents
 from index.retention import Retention
 from index.scanning import SCANNED
 from index.segment_records import SegmentEntry
@@ -56,33 +51,36 @@ class BuildRun:
         device: torch.device,
         progress: Progress,
         before: Manifest | None = None,
+        work: BuildWork | None = None,
     ) -> None:
-        """`before` is the generation whose documents the corpus is, where these are built anew."""
+        """`before` is the generation whose documents the corpus is, where these are built anew. `work` is done in this
+        process if not set."""
         self.directory, self.plan, self.corpus, self.stamps = directory, plan, corpus, stamps
         self.queries, self.min_recall, self.retention = queries, min_recall, retention
         self.rejected, self.rejected_to = rejected, rejected_to
         self.progress, self.device, self.before = progress, device, before
         self.resumed = 0
-        self.syncer = Syncer()
+        listed = rejected if plan.on_error == "skip" else None
+        self.work = work or LocalWork(corpus, stamps, listed, rejected_to, device, progress)
 
     def run(self, *, restart: bool) -> Manifest:
-        staging = Staging.open(self.directory, self.plan, restart=restart)
+        staging = self.work.open(self.directory, self.plan, restart=restart)
         try:
-            with self.syncer:
+            with self.work:
                 manifest = self._build(staging)
-                self.syncer.finish()
+                self.work.finish()
             self.directory.publish(manifest, retention=self.retention)
         except BaseException as error:
             # The next run would find such a file as it should be, and could not learn that it is not on disk.
-            if isinstance(error, SyncError) or self.syncer.failed:
+            if isinstance(error, SyncError) or self.work.failed:
                 staging.discard()
             raise
-        staging.discard()
+        staging.close()
         return manifest
 
     def _build(self, staging: Staging) -> Manifest:
         try:
-            segments = self._read(staging)
+            segments, self.resumed = self.work.read(staging)
             moments = MomentAccumulator(segments[0].k)
             for segment in segments:
                 moments.merge(segment.moments())
@@ -118,7 +116,7 @@ class BuildRun:
         self, staging: Staging, segments: Sequence[ReadSegment], standardisation: Standardisation
     ) -> dict[str, Any]:
         """Makes the segments what their kind of index scans, and says in the manifest's words what they have become."""
-        encode = functools.partial(self._encode, staging, segments, standardisation)
+        encode = functools.partial(self.work.encode, staging, segments, standardisation)
         kind, reason = self.plan.kind, None
         if kind is IndexKind.AUTO:
             documents = sum(segment.documents for segment in segments)
@@ -147,8 +145,7 @@ class BuildRun:
                 f"{self.queries.file} has queries of {self.queries.gaussians.k} dimensions, and the corpus's documents "
                 f"have {segments[0].k}"
             )
-        folders = [staging.folder(ordinal) for ordinal in range(len(segments))]
-        store = GaussianStore([np.load(it / "gaussians.npy", mmap_mode="r", allow_pickle=False) for it in folders])
+        store = self.work.documents(staging, segments)
         try:
             fitting = Fitting.of(staging, store, standardisation, queries, encode, self.progress)
             coded = build_approximate(fitting, kind, self.device)
@@ -170,49 +167,6 @@ class BuildRun:
             "codes": coded.codes,
             "measured_recall": coded.recall,
         }
-
-    def _read(self, staging: Staging) -> list[ReadSegment]:
-        """Reads the corpus into staged segments, going on after those that are there."""
-        segments = staging.finished_segments()
-        self.resumed = sum(segment.documents for segment in segments)
-        self.progress.phase("reading", None)
-        self.progress.advance(self.resumed)
-        rejected = self.rejected if self.plan.on_error == "skip" else None
-        segments += read_segments(self.corpus, staging, segments, rejected, self.progress, self.syncer)
-        if self.corpus.stamps() != self.stamps:
-            raise SourceError("the corpus was changed while it was read; build it again when it no longer changes")
-        if not segments:
-            raise no_documents(self.corpus.files, rejected, self.rejected_to)
-        return segments
-
-    def _encode(
-        self, staging: Staging, segments: Sequence[ReadSegment], standardisation: Standardisation, form: SegmentForm
-    ) -> list[SegmentEntry]:
-        """Makes the segments complete, and meanwhile looks whether their ids are all different."""
-        self.progress.phase("encoding", sum(segment.documents for segment in segments))
-        with ThreadPoolExecutor(1, thread_name_prefix="gaussearch-ids") as beside:
-            id_files = [staging.folder(ordinal) / "ids.arrow" for ordinal in range(len(segments))]
-            unique = beside.submit(require_unique_ids, self.corpus, id_files)
-
-            def stop_at_duplicates() -> None:
-                if unique.done():
-                    unique.result()
-
-            try:
-                entries = encode_segments(
-                    [staging.folder(ordinal) for ordinal in range(len(segments))],
-                    segments,
-                    form,
-                    standardisation,
-                    self.device,
-                    self.progress,
-                    self.syncer,
-                    stop_at_duplicates,
-                )
-            except NotEncodableError as error:
-                raise error.located(self.corpus) from error
-            unique.result()
-            return entries
 
     def _hand_over_rejected(self) -> None:
         """Puts the list of rows that were left out where the user wants it."""

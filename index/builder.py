@@ -19,6 +19,7 @@ from index.build_fit import read_queries, require_recall
 from index.build_options import BuildOptions
 from index.build_reading import corpus_of
 from index.build_run import BuildRun
+from index.build_work import BuildPlace
 from index.errors import IndexDirectoryError
 from index.manifest import IndexKind, Manifest
 from index.progress import Progress, SilentProgress
@@ -52,13 +53,15 @@ def build_index(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
     encoder: TextEncoder | None = None,
+    place: BuildPlace | None = None,
 ) -> BuildSummary:
     """Builds and publishes an index of the documents in `sources`, or finishes a build that was interrupted.
 
     The live index, if there is one, is served unchanged until the moment of publication. Where it already is the index
     of this very corpus and these options, and intact, nothing is done.
 
-    With `encoder`, or with a model in the options, the sources hold texts, of which it makes the Gaussians.
+    With `encoder`, or with a model in the options, the sources hold texts, of which it makes the Gaussians. `place` is
+    where the segments are made, if not in this process (index.distributed.ray_place); the index is the same.
 
     Raises ModelError, SourceError or DuplicateIdError for a corpus that cannot be indexed, of texts before any is
     encoded; BuildError for an unfinished build of something else, IndexLockedError while another process writes,
@@ -66,7 +69,8 @@ def build_index(
     """
     options, progress, started = options or BuildOptions(), progress or SilentProgress(), time.monotonic()
     directory = IndexDirectory.of(directory)
-    device = resolve_device(options.device)
+    of_texts = encoder is not None or options.model is not None
+    device = place.require(options, of_texts=of_texts) if place else resolve_device(options.device)
     with directory.lock(options.wait):
         # Beside what the build has read, so that they go on and end together; handed over when it ends.
         rejected = RejectedRows(directory.staging / "rejected.jsonl")
@@ -77,7 +81,8 @@ def build_index(
         check_options(options)
         approximate = options.kind is not IndexKind.FLAT
         queries = read_queries(options.queries, corpus) if options.queries and approximate else None
-        plan = _plan(corpus, options, queries.digest if queries else None)
+        digest = place.digest(corpus, options) if place else corpus.digest()
+        plan = _plan(corpus, digest, options, queries.digest if queries else None)
         before = _live_manifest(directory)
         live = _intact_manifest(directory, before, plan)
         if live is not None:
@@ -97,13 +102,14 @@ def build_index(
             retention=options.retention,
             device=device,
             progress=progress,
+            work=place.work(corpus, options, stamps, rejected, rejected_to, progress) if place else None,
         )
         manifest = build.run(restart=options.restart)
         return _summary(directory, manifest, started, resumed=build.resumed, up_to_date=False, replaced=before)
 
 
-def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPlan:
-    """What decides the index that these options make of a corpus; `queries` is the digest of their file."""
+def _plan(corpus: Corpus, digest: str, options: BuildOptions, queries: str | None) -> BuildPlan:
+    """What decides the index that these options make of a corpus of this digest; `queries` is that of their file."""
     of_codes: dict[str, Any] = {}
     if options.kind is not IndexKind.FLAT:
         names = ["target_recall", "recall_at", "code_bytes", "candidates"]
@@ -115,7 +121,7 @@ def _plan(corpus: Corpus, options: BuildOptions, queries: str | None) -> BuildPl
             names += ["factory"]
         of_codes = {"queries": queries, **{name: getattr(options, name) for name in names}}
     return BuildPlan(
-        corpus=corpus.digest(),
+        corpus=digest,
         encoding=options.encoding,
         kind=options.kind,
         segment_docs=options.segment_docs,

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from index.allocation import Allocation
-from index.candidates import CandidateScorer
-from index.cores import available_cores
-from index.documents import GaussianStore, Numbers
+from index.documents import Numbers
 from index.gaussians import Gaussians
+from index.staged_documents import StagedDocuments
 from index.standardisation import Standardisation
-from index.streaming import StreamedScanner
 
 __all__ = ["Calibration", "CandidateModel", "HeldOut", "interval", "recalls"]
 
@@ -75,14 +73,12 @@ class Calibration:
     best: numbers (b, depth), best first, without the document that the query is; scores: their -KL.
     """
 
-    def __init__(self, store: GaussianStore, standardisation: Standardisation, held_out: HeldOut, depth: int) -> None:
+    def __init__(self, store: StagedDocuments, standardisation: Standardisation, held_out: HeldOut, depth: int) -> None:
         """Finds the `depth` best of each query, or as many as there are, by a scan of everything."""
-        self.held_out, self.documents = held_out, len(store)
-        self._scorer = CandidateScorer(store, available_cores())
+        self.held_out, self.documents, self._store = held_out, len(store), store
         depth = min(depth, len(store) - held_out.are_documents)
-        scanner = StreamedScanner(store, standardisation, max_norm=math.inf, threads=None)
-        found, _ = scanner.scan(held_out.gaussians, min(depth + 1 + MARGIN, len(store)))
-        scores = self._scorer.scores(held_out.gaussians, found)
+        found = store.best(held_out.gaussians, min(depth + 1 + MARGIN, len(store)), standardisation)
+        scores = store.scores(held_out.gaussians, found)
         scores[found == held_out.own[:, None]] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         self.best, self.scores = np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -99,7 +95,7 @@ class Calibration:
         best = torch.from_numpy(self.scores[::step, :].copy())
         drawn = sample[:: max(1, len(sample) // MODELLED_DOCUMENTS)]
         modelled = self.held_out.gaussians[torch.arange(0, len(self.best), step)]
-        others = torch.from_numpy(self._scorer.scores(modelled, np.tile(drawn, (len(best), 1))))
+        others = torch.from_numpy(self._store.scores(modelled, np.tile(drawn, (len(best), 1))))
         return CandidateModel(best, others, self.documents)
 
     def ranks(self, found: Numbers) -> Numbers:

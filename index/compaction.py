@@ -15,10 +15,9 @@ import torch
 
 from index.build_fit import sample_of
 from index.build_graph import link_documents
-from index.build_lists import put_into_lists
 from index.codes_record import CodesRecord, GraphRecord
 from index.document_writing import DocumentBatch
-from index.documents import GaussianStore, Numbers
+from index.documents import Numbers
 from index.durable import checksum, write_atomically
 from index.gaussians import Gaussians
 from index.generation_files import structure_file
@@ -27,6 +26,7 @@ from index.manifest import Manifest
 from index.records import FileEntry
 from index.segment_records import SegmentEntry
 from index.segments import Segment, open_segment, verify_segment
+from index.staged_documents import LocalDocuments
 from index.writer import IndexWriter
 
 __all__ = ["BATCH_ROWS", "compact", "due_merges", "live_batches", "live_rows", "merge", "rows_batch"]
@@ -113,7 +113,7 @@ def _restructured(
     """The codes with a graph over, or lists of, the documents of all these segments."""
     directory = writer.directory
     opened = [open_segment(directory.segments / entry.id, entry, verify=False) for entry in entries]
-    store = GaussianStore([segment.gaussians for segment in opened])
+    store = LocalDocuments([segment.gaussians for segment in opened])
     standardisation = writer.manifest.standardisation.restore()
     directory.structures.mkdir(exist_ok=True)
     if codes.graph is not None:
@@ -128,7 +128,8 @@ def _restructured(
     path = directory.structures / f"{writer.segment_id(0)}.safetensors"
     stored = structure_file(directory, codes.lists).contents(codes.lists.file.bytes)
     centroids = Lists.from_bytes(stored).centroids
-    members = put_into_lists(store, torch.from_numpy(centroids), standardisation, device, writer.progress)
+    writer.progress.phase("putting documents into lists", len(store))
+    members = store.lists(torch.from_numpy(centroids), standardisation, device, writer.progress)
     data = Lists(centroids, members).to_bytes()
     write_atomically(path, data)
     file = FileEntry(bytes=len(data), blake3=checksum(data))

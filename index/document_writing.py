@@ -77,7 +77,7 @@ class DocumentWriter:
     @property
     def documents(self) -> int:
         """How many there are in the segment that is being written."""
-        return 0 if self._gaussians is None else self._moments.count
+        return 0 if self._gaussians is None else self._moments.documents
 
     def add(self, batch: SourceBatch | DocumentBatch) -> None:
         """Appends a batch to the segment, which it begins where there is none."""
@@ -86,7 +86,7 @@ class DocumentWriter:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             self._gaussians = GaussiansWriter(folder / "gaussians.npy", self._expected, k)
-            self._moments = MomentAccumulator(k)
+            self._moments = _SegmentMoments(k)
             self._rest: list[_Rest] = []
         self._gaussians.write(batch.gaussians)
         self._moments.update(batch.gaussians)
@@ -112,7 +112,36 @@ class DocumentWriter:
             self._syncer.sync(folder / name)
         self._gaussians = None
         self._ordinal += 1
-        return WrittenSegment(files, self._moments)
+        return WrittenSegment(files, self._moments.finish())
+
+
+class _SegmentMoments:
+    """The moments of a segment's Gaussians, the same to the last bit whatever batches they come in."""
+
+    def __init__(self, k: int) -> None:
+        self.documents = 0
+        self._moments, self._waiting = MomentAccumulator(k), [Gaussians.unchecked(torch.empty(0, k), torch.empty(0, k))]
+
+    def update(self, gaussians: Gaussians) -> None:
+        """Adds a batch of any size."""
+        self.documents += len(gaussians)
+        chunk, waiting = self._moments.chunk, sum(map(len, self._waiting))
+        first = min(len(gaussians), chunk - waiting)
+        self._waiting.append(gaussians[:first])
+        if waiting + first < chunk:
+            return
+        self._moments.update(Gaussians.concatenate(self._waiting))
+        last = first + (len(gaussians) - first) // chunk * chunk
+        if first < last:
+            self._moments.update(gaussians[first:last])
+        # Copied, or all of the batch would stay in memory with them.
+        rest = gaussians[last:]
+        self._waiting = [Gaussians.unchecked(rest.means.clone(), rest.variances.clone())]
+
+    def finish(self) -> MomentAccumulator:
+        """The moments of all that were added."""
+        self._moments.update(Gaussians.concatenate(self._waiting))
+        return self._moments
 
 
 def _payload(batches: Sequence[_Rest]) -> pa.Table | None:

@@ -11,7 +11,18 @@ import pyarrow as pa
 from index.errors import DuplicateIdError
 from index.sources import DocumentSource
 
-__all__ = ["SeenIds", "hash_strings", "read_ids", "require_unique_ids"]
+__all__ = [
+    "Hashes",
+    "SeenIds",
+    "hash_strings",
+    "hashed",
+    "ids_with_hashes",
+    "random_base",
+    "read_ids",
+    "repeated_hashes",
+    "require_no_duplicates",
+    "require_unique_ids",
+]
 
 LOOKED_UP = 100
 """How many hashes are looked up in the corpus at a time."""
@@ -19,6 +30,9 @@ SHOWN = 5
 """How many duplicate ids a message names."""
 HASHED_ROWS = 1 << 11
 """Ids hashed at a time, which takes some 30 bytes of memory for each of theirs."""
+
+
+Hashes = npt.NDArray[np.uint64]
 
 
 def require_unique_ids(corpus: DocumentSource, id_files: Sequence[Path]) -> None:
@@ -36,6 +50,11 @@ def require_unique_ids(corpus: DocumentSource, id_files: Sequence[Path]) -> None
     seen.require_unique(corpus, ids)
 
 
+def random_base() -> int:
+    """What ids are hashed with: another one each time, so that nobody can make ids up that share a hash."""
+    return secrets.randbits(64) | 1
+
+
 class SeenIds:
     """Ids of which 8 bytes each are remembered, and 16 once they are looked through.
 
@@ -44,50 +63,60 @@ class SeenIds:
     """
 
     def __init__(self) -> None:
-        # Another one each time, so that nobody can make ids up that share a hash.
-        self._base = secrets.randbits(64) | 1
-        self._hashes: list[npt.NDArray[np.uint64]] = []
+        self._base = random_base()
+        self._hashes: list[Hashes] = []
 
     def add(self, ids: pa.StringArray) -> None:
         """Remembers ids."""
-        self._hashes += [hashes for _, hashes in self._hashed(ids)]
+        self._hashes += [hashes for _, hashes in hashed(ids, self._base)]
 
     def require_unique(self, corpus: DocumentSource, again: Callable[[], Iterable[pa.StringArray]]) -> None:
         """Raises DuplicateIdError unless all of them are different. `again` gives them once more; the corpus, of which
         they are, knows their places."""
-        hashes = np.concatenate([*self._hashes, np.empty(0, np.uint64)])
+        repeated = repeated_hashes(self._hashes)
         self._hashes = []
-        hashes.sort()
-        repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        # A few at a time: where a whole corpus stands there twice, all of them would take memory without a bound.
-        for first in range(0, len(repeated), LOOKED_UP):
-            ids = self._with_hashes(repeated[first : first + LOOKED_UP], again())
-            duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
-            if duplicates:
-                shown = [
-                    f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]
-                ]
-                more = len(repeated) - len(shown)
-                rest = f"; and {more} more" if more else ""
-                raise DuplicateIdError(
-                    f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}. Give each document or "
-                    "query an id of its own"
-                )
-        # Different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
+        require_no_duplicates(corpus, repeated, lambda wanted: ids_with_hashes(again(), self._base, wanted))
 
-    def _with_hashes(self, wanted: npt.NDArray[np.uint64], ids: Iterable[pa.StringArray]) -> set[str]:
-        """Those of the ids that have one of these hashes."""
-        found: set[str] = set()
-        for each in ids:
-            for part, hashes in self._hashed(each):
-                found.update(part.filter(pa.array(np.isin(hashes, wanted))).to_pylist())
-        return found
 
-    def _hashed(self, ids: pa.StringArray) -> Iterator[tuple[pa.StringArray, npt.NDArray[np.uint64]]]:
-        """Ids and their hashes, in parts."""
-        for start in range(0, len(ids), HASHED_ROWS):
-            part = ids.slice(start, HASHED_ROWS)
-            yield part, hash_strings(part, self._base)
+def require_no_duplicates(corpus: DocumentSource, repeated: Hashes, ids_with: Callable[[Hashes], set[str]]) -> None:
+    """Raises DuplicateIdError where ids that share one of the repeated hashes are the same; `ids_with` gives the ids
+    that have one of some hashes."""
+    # A few at a time: where a whole corpus stands there twice, all of them would take memory without a bound.
+    for first in range(0, len(repeated), LOOKED_UP):
+        ids = ids_with(repeated[first : first + LOOKED_UP])
+        duplicates = {name: places for name, places in corpus.locate(ids).items() if len(places) > 1}
+        if duplicates:
+            shown = [f"{name!r} at {' and '.join(places[:2])}" for name, places in sorted(duplicates.items())[:SHOWN]]
+            more = len(repeated) - len(shown)
+            rest = f"; and {more} more" if more else ""
+            raise DuplicateIdError(
+                f"ids must be unique, and {len(repeated)} are not: {'; '.join(shown)}{rest}. Give each document or "
+                "query an id of its own"
+            )
+    # Different ids with one 64-bit hash: once in ten thousand corpora of 40 million documents.
+
+
+def repeated_hashes(hashes: Sequence[Hashes]) -> Hashes:
+    """Those that are there more than once, each once."""
+    together = np.concatenate([*hashes, np.empty(0, np.uint64)])
+    together.sort()
+    return np.unique(together[1:][together[1:] == together[:-1]])
+
+
+def ids_with_hashes(ids: Iterable[pa.StringArray], base: int, wanted: Hashes) -> set[str]:
+    """Those of the ids that have one of these hashes."""
+    found: set[str] = set()
+    for each in ids:
+        for part, hashes in hashed(each, base):
+            found.update(part.filter(pa.array(np.isin(hashes, wanted))).to_pylist())
+    return found
+
+
+def hashed(ids: pa.StringArray, base: int) -> Iterator[tuple[pa.StringArray, Hashes]]:
+    """Ids and their hashes, in parts."""
+    for start in range(0, len(ids), HASHED_ROWS):
+        part = ids.slice(start, HASHED_ROWS)
+        yield part, hash_strings(part, base)
 
 
 def read_ids(path: Path) -> pa.ChunkedArray:

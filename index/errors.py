@@ -24,6 +24,7 @@
     │   ├── StorageDeniedError       credentials that are missing, wrong or expired, or may not do this
     │   └── StorageUnreachableError  no answer, or none that is whole, however often it was asked
     └── ResourceError                the machine cannot do it
+        ├── ClusterError             no cluster of Ray, or one that cannot do the work
         ├── DeviceUnavailableError   the device asked for is not there
         ├── InsufficientMemoryError  the index does not fit
         └── InsufficientCacheError   what is needed of an index in storage does not fit into the cache
@@ -36,6 +37,7 @@ from typing import ClassVar
 __all__ = [
     "BackupError",
     "BuildError",
+    "ClusterError",
     "CorruptIndexError",
     "DeviceUnavailableError",
     "DocumentNotFoundError",
@@ -214,6 +216,12 @@ class ResourceError(GaussearchError):
     """The machine cannot do what was asked."""
 
     code = "resource_unavailable"
+
+
+class ClusterError(ResourceError):
+    """A cluster of Ray that is not there, or cannot do the work."""
+
+    code = "cluster_unavailable"
 
 
 class DeviceUnavailableError(ResourceError):

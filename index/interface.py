@@ -1,8 +1,8 @@
 """What the service sees of an index, wherever and however it is searched: `Searcher`, and the `Ranking` it gives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from index.manifest import Manifest
 from index.rescoring import Explanation
 from index.selection import DocumentFilter
 
-__all__ = ["Effort", "Evidence", "Precision", "Ranking", "Scores", "Searcher", "Stop"]
+__all__ = ["Effort", "Evidence", "Precision", "Ranking", "RemoteSearcher", "Scores", "Searcher", "Stop", "Terms"]
 
 Scores = npt.NDArray[np.float64]
 
@@ -35,25 +35,31 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """The results of one query, best first: ids, -KL in nats (float64), and the numbers to fetch the documents by."""
+    """The results of one query, best first: ids, -KL in nats (float64), and the numbers to fetch the documents by.
+
+    `covered` is how many documents were there to be found, without a filter, where not all were: of a RemoteSearcher,
+    whose Terms allow that.
+    """
 
     ids: list[str]
     scores: Scores
     documents: Numbers
     evidence: Evidence | None = None
+    covered: int | None = None
 
     def top(self, count: int) -> "Ranking":
         """The first `count` results."""
         if len(self.ids) <= count:
             return self
-        return Ranking(self.ids[:count], self.scores[:count], self.documents[:count], self.evidence)
+        return replace(self, ids=self.ids[:count], scores=self.scores[:count], documents=self.documents[:count])
 
     def without(self, document_id: str | None) -> "Ranking":
         """All results but the document with this id."""
         if document_id not in self.ids:
             return self
         keep = [place for place, found in enumerate(self.ids) if found != document_id]
-        return Ranking([self.ids[place] for place in keep], self.scores[keep], self.documents[keep], self.evidence)
+        ids = [self.ids[place] for place in keep]
+        return replace(self, ids=ids, scores=self.scores[keep], documents=self.documents[keep])
 
 
 class Precision(StrEnum):
@@ -121,3 +127,26 @@ class Searcher(Protocol):
 
     def explain(self, query: Gaussians, documents: Numbers) -> list[Explanation]:
         """The parts of KL between one query and each document of its ranking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What those who ask a RemoteSearcher agree to: an answer by `deadline`, a time.monotonic(), and where
+    `allow_partial`, one without the documents of a shard that has not answered shortly before. `with_payload`: payload
+    of what is found will be asked for."""
+
+    deadline: float
+    allow_partial: bool = False
+    with_payload: bool = False
+
+
+@runtime_checkable
+class RemoteSearcher(Searcher, Protocol):
+    """A Searcher whose documents are other processes': what it does it waits for, so that no event loop may do it."""
+
+    @property
+    def shards(self) -> int:
+        """Over how many its documents are spread."""
+
+    def within(self, terms: Terms) -> Searcher:
+        """The same on these terms; by itself it waits as long as it takes."""

@@ -12,7 +12,7 @@ from index.scanning import SCANNED
 from index.storage import IndexDirectory
 from index.untrusted import IndexFile
 
-__all__ = ["available_memory", "require_memory", "require_room"]
+__all__ = ["available_memory", "require_memory", "require_room", "resident_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -35,28 +35,40 @@ def _page_cache() -> int:
     return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
 
 
+def resident_bytes(manifest: Manifest, *, rows: int | None = None, on_gpu: bool = False) -> int:
+    """Bytes that one process takes to hold what a scan of an index reads, with kind flat in float32.
+
+    `rows` is how many documents are not there yet, all if not set. On a CPU a segment is read before it is folded.
+    """
+    if rows is None:
+        rows = sum(segment.documents for segment in manifest.segments)
+    codes = manifest.codes
+    if codes is None:
+        needed = 4 * SCANNED.width(manifest.k) * rows
+        if rows and not on_gpu and manifest.encoding is not SCANNED:
+            needed += 4 * manifest.encoding.width(manifest.k) * max(segment.documents for segment in manifest.segments)
+        return needed
+    # As read, together, and laid out for the scan.
+    needed = 3 * codes.code_bytes * rows
+    if codes.graph is not None and rows:
+        needed += codes.graph.file.bytes
+    elif codes.lists is not None:
+        # The number of each, in its list and in those that are laid out for the scan, and its list.
+        needed += 24 * rows
+    return needed
+
+
 def require_memory(
     manifest: Manifest, directory: IndexDirectory, device: torch.device, *, copies: int = 1, rows: int | None = None
 ) -> None:
     """Raises InsufficientMemoryError, naming both sizes, where the vectors of an index do not fit on the device.
 
     `copies` is the number of processes that will each hold them, `rows` how many documents are not there yet, all if
-    not set. On a CPU a segment is read before it is folded.
+    not set.
     """
-    if rows is None:
-        rows = sum(segment.documents for segment in manifest.segments)
-    needed = 4 * SCANNED.width(manifest.k) * rows
     if manifest.codes is not None:
-        # As read, together, and laid out for the scan.
-        needed, device = 3 * manifest.codes.code_bytes * rows, torch.device("cpu")
-        if manifest.codes.graph is not None and rows:
-            needed += manifest.codes.graph.file.bytes
-        elif manifest.codes.lists is not None:
-            # The number of each, in its list and in those that are laid out for the scan, and its list.
-            needed += 24 * rows
-    elif rows and device.type == "cpu" and manifest.encoding is not SCANNED:
-        needed += 4 * manifest.encoding.width(manifest.k) * max(segment.documents for segment in manifest.segments)
-    needed *= copies
+        device = torch.device("cpu")
+    needed = copies * resident_bytes(manifest, rows=rows, on_gpu=device.type != "cpu")
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > available:
         if directory.is_local:

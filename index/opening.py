@@ -1,6 +1,7 @@
 """A generation of an index, opened: read into memory what is scanned, mapped the rest, and taken over from the
 generation before what that has open already."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from index.half_scanning import HalfScanner, bfloat16_is_faster
 from index.interface import Precision
 from index.manifest import Manifest
 from index.memory import require_memory
+from index.part import Part
 from index.scanning import Scanner
 from index.segment_records import SegmentEntry
 from index.segments import Segment
@@ -63,10 +65,11 @@ class OpenedIndex:
         *,
         verify: bool,
         known: "OpenedIndex | None",
+        segments: Sequence[str] | None = None,
     ) -> "OpenedIndex":
-        """Opens the live generation, or a given one.
+        """Opens the live generation, or a given one; of these segments alone, where their ids are given.
 
-        `known` is another generation, of the same index or not. Raises the errors of IndexDirectory and
+        `known` is another generation, of the same index or not. Raises the errors of IndexDirectory and of Part.of, and
         InsufficientMemoryError; a live generation that is removed while it is opened, because newer ones were
         published, is no error: the newest is opened.
         """
@@ -74,34 +77,35 @@ class OpenedIndex:
         repaired = False
         while True:
             token = directory.current_token() if manifest is None else ""
-            its = manifest or directory.manifest()
+            part = Part.of(manifest or directory.manifest(), segments)
             try:
-                return cls._open(directory, how, its, verify=verify, known=known)
+                return cls._open(directory, how, part, verify=verify, known=known)
             except (CorruptIndexError, FileNotFoundError):
                 if manifest is None and directory.current_token() != token:
                     continue
                 # What was fetched and has been damaged since is fetched again; once, for the disk may damage it again.
-                if repaired or not directory.repair(its):
+                if repaired or not directory.repair(part.manifest):
                     raise
                 repaired = True
 
     @classmethod
     def _open(
-        cls, directory: IndexDirectory, how: How, manifest: Manifest, *, verify: bool, known: "OpenedIndex | None"
+        cls, directory: IndexDirectory, how: How, part: Part, *, verify: bool, known: "OpenedIndex | None"
     ) -> "OpenedIndex":
+        manifest = part.manifest
         opened = {entry.blake3: each for entry, each in known.entries()} if known is not None else {}
         new = [entry for entry in manifest.segments if entry.blake3 not in opened]
         require_memory(manifest, directory, how.device, rows=sum(entry.documents for entry in new))
         lease = directory.fetch(manifest)
         segments = open_segments(directory, manifest, verify=verify, known=opened)
         store = DocumentStore(segments, [deleted_rows(directory, entry) for entry in manifest.segments])
-        selector = Selector(segments, store.deleted)
+        selector = Selector(segments, store.deleted, has_all_fields=part.is_whole)
         if manifest.codes is None:
             exact, half = _flat(how, manifest, segments, known, verify=verify)
             return cls(how, manifest, store, selector, exact, None, half, lease)
         codes = OpenedCodes.open(
             directory,
-            manifest,
+            part,
             manifest.codes,
             segments,
             how.threads,

@@ -5,7 +5,7 @@ finds out which documents may be found, and leaves the rest to index.exact_searc
 force, or, where the index is of another kind than flat and the search is not to be exact, to index.approximate_search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from index.approximate_search import ApproximateSearch
 from index.candidates import CandidateScorer, in_float64
 from index.cores import available_cores
 from index.documents import Document, DocumentStore, Numbers
+from index.effort import effort_for
 from index.errors import InvalidOptionError
 from index.exact_search import ExactSearch
 from index.filters import Filter
@@ -66,14 +67,18 @@ class LocalSearcher:
         precision: Precision = Precision.AUTO,
         manifest: Manifest | None = None,
         known: "LocalSearcher | None" = None,
+        segments: Sequence[str] | None = None,
     ) -> None:
         """`manifest` is another generation than the live one. `known` is a searcher of another generation: what both
-        have is not read twice, so that a write shows at once."""
+        have is not read twice, so that a write shows at once. `segments` are the ids of those that are searched, as if
+        there were no others (index.part): all if not given."""
         directory = IndexDirectory.of(directory)
         self.name = directory.name
         how = How(directory.path.resolve(), resolve_device(device), threads, precision)
         before = known._opened if known is not None else None
-        self._opened: OpenedIndex = OpenedIndex.open(directory, how, manifest, verify=verify, known=before)
+        self._opened: OpenedIndex = OpenedIndex.open(
+            directory, how, manifest, verify=verify, known=before, segments=segments
+        )
         self.manifest = self._opened.manifest
         self._store, self._selector = self._opened.store, self._opened.selector
         cores = threads or available_cores()
@@ -167,18 +172,7 @@ class LocalSearcher:
 
         Raises InvalidOptionError for an nprobe below 1, or where documents are in no lists.
         """
-        codes = self.manifest.codes
-        lists = codes.list_count if codes is not None else None
-        if nprobe is not None and lists is None:
-            raise InvalidOptionError(f"nprobe is {nprobe}, but an index of kind {self.manifest.kind} has no lists")
-        if nprobe is not None and nprobe < 1:
-            raise InvalidOptionError(f"nprobe is {nprobe}; it must be at least 1")
-        if codes is None:
-            return None
-        taken = min(max(top_k, candidates or codes.candidates_for(top_k)), max(1, len(self)))
-        return Effort(
-            taken, codes.nprobe_for(top_k, len(self)) if nprobe is None or lists is None else min(nprobe, lists)
-        )
+        return effort_for(self.manifest, top_k, candidates, nprobe)
 
     def exhaustive_search(self, queries: Gaussians, top_k: int) -> list[Ranking]:
         """The same results by scoring every document in float64, without FAISS: the slow path, and the reference."""
@@ -203,6 +197,11 @@ class LocalSearcher:
         """Some document; None where there is none."""
         live = self._selector.live
         return self._store.at(0 if live is None else int(np.argmax(live.allowed))) if len(self) else None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The payload columns that its documents have."""
+        return self._selector.fields
 
     def payloads(self, documents: Numbers) -> list[dict[str, Any]]:
         """The payload of each of these documents (numbers (m,) from a Ranking), in their order."""

@@ -24,7 +24,7 @@ from index.durable import checksum
 from index.errors import InvalidOptionError, SearchStoppedError
 from index.segments import Segment
 
-__all__ = ["DocumentFilter", "Mask", "Selection", "Selector", "packed"]
+__all__ = ["DocumentFilter", "Mask", "Selection", "Selector", "packed", "require_fields"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -116,9 +116,11 @@ class Selector:
     What it finds out about a segment stays with the segment, for the generations that come.
     """
 
-    def __init__(self, segments: Sequence[Segment], deleted: Sequence[Numbers]) -> None:
-        """`deleted` are the rows (any,) of each segment that are no documents any more."""
+    def __init__(self, segments: Sequence[Segment], deleted: Sequence[Numbers], *, has_all_fields: bool = True) -> None:
+        """`deleted` are the rows (any,) of each segment that are no documents any more. Where other segments of the
+        index may have fields that these have not, not `has_all_fields`, no field is unknown."""
         self._segments = segments
+        self._has_all_fields = has_all_fields
         self._turn = threading.Lock()
         self._known: OrderedDict[str, Selection] = OrderedDict()
         self.live: Selection | None = None
@@ -130,6 +132,11 @@ class Selector:
                 its[rows] = False
                 alive.append(its)
             self.live = Selection.of(np.concatenate(alive))
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The payload columns of all segments."""
+        return frozenset(name for segment in self._segments if segment.payload for name in segment.payload.schema.names)
 
     def of(self, filter: DocumentFilter | None, stop: Stop | None = None) -> Selection | None:  # noqa: A002 (as a request calls it)
         """The documents that may be found; None for all. Raises InvalidOptionError for a field that no document has, or
@@ -151,11 +158,8 @@ class Selector:
         return found
 
     def _found(self, filter: DocumentFilter, key: str, stop: Stop | None) -> Selection:  # noqa: A002
-        columns = {name for segment in self._segments if segment.payload for name in segment.payload.schema.names}
-        unknown = filter.fields - columns
-        if unknown:
-            known = f"they have {', '.join(sorted(columns))}" if columns else "they have none"
-            raise InvalidOptionError(f"filter: no document has a field {min(unknown)!r}; {known}")
+        if self._has_all_fields:
+            require_fields(filter, self.fields)
         masks = []
         for segment in self._segments:
             if stop is not None and stop():
@@ -163,6 +167,14 @@ class Selector:
             masks.append(_mask(segment, filter, key))
         allowed = np.concatenate(masks)
         return Selection.of(allowed if self.live is None else allowed & self.live.allowed)
+
+
+def require_fields(filter: DocumentFilter, fields: frozenset[str]) -> None:  # noqa: A002
+    """Raises InvalidOptionError where a filter looks at another field than documents have."""
+    unknown = filter.fields - fields
+    if unknown:
+        known = f"they have {', '.join(sorted(fields))}" if fields else "they have none"
+        raise InvalidOptionError(f"filter: no document has a field {min(unknown)!r}; {known}")
 
 
 def _mask(segment: Segment, filter: DocumentFilter, key: str) -> Mask:  # noqa: A002

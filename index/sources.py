@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -33,7 +33,19 @@ from index.source_files import files_of
 from index.text.protocol import Role
 from index.text.rows import MADE, NoEncoder, TextSource
 
-__all__ = ["Columns", "Corpus", "DocumentSource", "RejectedRows", "SourceBatch", "Stamps", "VarianceAs", "place"]
+__all__ = [
+    "HASHED_BYTES",
+    "CheckedBatch",
+    "Columns",
+    "Corpus",
+    "DocumentSource",
+    "RejectedRows",
+    "SourceBatch",
+    "Stamps",
+    "VarianceAs",
+    "hash_pieces",
+    "place",
+]
 
 DEFAULT_BATCH_ROWS: Final = 8192
 TEXT_BATCH_ROWS: Final = 1024
@@ -47,6 +59,16 @@ HASHED_BYTES: Final = 1 << 23
 
 
 Stamps = list[tuple[int, int, int]]
+
+
+class CheckedBatch(NamedTuple):
+    """What became of a reader's batch, whose first record is `begins` of file number `file_index`: its good rows, if it
+    has any, and what is wrong with the others."""
+
+    file_index: int
+    begins: int
+    batch: SourceBatch | None
+    defects: list[RowDefect]
 
 
 class DocumentSource(Protocol):
@@ -149,22 +171,16 @@ class Corpus:
             raise SourceError(f"{file} has Gaussians of {theirs.name!r}, another model than that of the corpus")
         return queries
 
-    def digest(self) -> str:
+    def digest(self, hashes: Iterable[list[str]] | None = None) -> str:
         """A checksum, in hexadecimal, of every file's content in order, the columns and `variance_as`.
 
         Of texts, also of the model. Two corpora with one digest give the same batches, wherever their files lie. Reads
-        every file once, pieces of it on all cores. Raises SourceError where a file cannot be read.
+        every file once, pieces of it on all cores, unless somebody else has: `hashes` are what `hash_pieces` says of
+        each. Raises SourceError where a file cannot be read.
         """
         identity: list[object] = [*astuple(self.columns), self.variance_as]
         identity += [] if self._texts is None else [self._texts.identity]
-        with ThreadPoolExecutor(available_cores()) as pool:
-            for file in self.files:
-                try:
-                    starts = range(0, max(1, file.stat().st_size), HASHED_BYTES)
-                    piece = partial(measure, file, size=HASHED_BYTES)
-                    identity.append([it.blake3 for it in in_order(pool, piece, starts, ahead=2 * available_cores())])
-                except OSError as error:
-                    raise SourceError(f"{file}: cannot be read: {error}") from error
+        identity += map(hash_pieces, self.files) if hashes is None else hashes
         return checksum(orjson.dumps(identity))
 
     def stamps(self) -> "Stamps":
@@ -229,6 +245,26 @@ class Corpus:
                         places[found].append(place(file, int(raw.rows[row])))
         return places
 
+    def checked(self, start: tuple[int, int], k: int | None) -> Iterator[CheckedBatch]:
+        """The readers' batches of the corpus from `start` on, as they are, and nothing reported; `k` as the first good
+        row of the corpus has it (see `width`), if it is not to be that of the first one here."""
+        checker, begins = RowChecker(self.columns, self.variance_as, k), start
+        for index, raw in self._raw(start, DEFAULT_BATCH_ROWS):
+            first = begins[1] if index == begins[0] else 0
+            yield CheckedBatch(index, first, *checker.check(self.files[index], index, raw))
+            begins = index, raw.next_row
+
+    def records(self, index: int) -> Iterator[tuple[int, int]]:
+        """The first record, and how many there are, of each of the readers' batches of a file, by its ids alone."""
+        begins = 0
+        for raw in read(self.files[index], self._read_columns, start=0, batch_rows=DEFAULT_BATCH_ROWS, ids_only=True):
+            yield begins, raw.next_row - begins
+            begins = raw.next_row
+
+    def width(self) -> int | None:
+        """The k of its first good row; None where it has none."""
+        return self._width(LOOKED_AT)
+
     def _raw(self, start: tuple[int, int], batch_rows: int) -> Generator[tuple[int, RawBatch]]:
         """The batches of the files from `start` on, unchecked, each with its file's index."""
         for index in range(start[0], len(self.files)):
@@ -252,13 +288,14 @@ class Corpus:
             while rest is not None:
                 batch, rest = rest.split(wanted)
                 before = len(defects) if rest is None else bisect_left(defects, rest.rows[0], key=lambda it: it.row)
-                self._report(file, defects[:before])
+                self.report(file, defects[:before])
                 defects = defects[before:]
                 wanted = wanted - len(batch) or cut_every
                 yield batch
-            self._report(file, defects)
+            self.report(file, defects)
 
-    def _report(self, file: Path, defects: list[RowDefect]) -> None:
+    def report(self, file: Path, defects: list[RowDefect]) -> None:
+        """Lists rows of a file that are left out; raises SourceError for the first where none may be."""
         for defect in defects:
             if self._rejected is None and defect.names is not None:
                 raise SourceError(defect.describe(file))
@@ -273,3 +310,18 @@ class Corpus:
         batches = (batch for _, batch, _ in checked if batch is not None)
         first = next(batches, None)
         return None if first is None else first.gaussians.k
+
+
+def hash_pieces(file: Path, first: int = 0, pieces: int | None = None, threads: int | None = None) -> list[str]:
+    """The checksums of a file's pieces of HASHED_BYTES, from piece number `first` on, all or so many; of an empty file,
+    that of nothing. On all cores, if not told otherwise. Raises SourceError where it cannot be read."""
+    threads = threads or available_cores()
+    try:
+        count = max(1, -(-file.stat().st_size // HASHED_BYTES))
+        last = count if pieces is None else min(count, first + pieces)
+        starts = range(first * HASHED_BYTES, last * HASHED_BYTES, HASHED_BYTES)
+        with ThreadPoolExecutor(threads) as pool:
+            piece = partial(measure, file, size=HASHED_BYTES)
+            return [it.blake3 for it in in_order(pool, piece, starts, ahead=2 * threads)]
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read: {error}") from error

@@ -57,6 +57,11 @@ class _PlanFile(BaseModel):
 
     generation: int
     plan: BuildPlan
+    # Where its segments are made: what is known of each differs.
+    by: Literal["here", "ray"] = "here"
+
+
+_BEGUN = {"here": "on one machine, without --ray", "ray": "on a Ray cluster, with --ray"}
 
 
 class ReadSegment(BaseModel):
@@ -77,6 +82,24 @@ class ReadSegment(BaseModel):
     mean: list[float]
     squared_deviations: list[float]
     variance_sum: list[float]
+
+    @classmethod
+    def of(
+        cls, written: WrittenSegment, next_record: tuple[int, int], rejected: tuple[int, FileEntry | None]
+    ) -> "ReadSegment":
+        """A segment as it has been written; `rejected` is the count of rows left out and the file that lists them."""
+        moments = written.moments
+        return cls(
+            documents=moments.count,
+            k=len(moments.mean),
+            next_record=next_record,
+            rejected=rejected[0],
+            rejected_file=rejected[1],
+            files=written.files,
+            mean=moments.mean.tolist(),
+            squared_deviations=moments.squared_deviations.tolist(),
+            variance_sum=moments.variance_sum.tolist(),
+        )
 
     def moments(self) -> MomentAccumulator:
         """The moments of the segment's Gaussians."""
@@ -102,30 +125,42 @@ class Staging:
         self.generation = generation
 
     @classmethod
-    def open(cls, directory: IndexDirectory, plan: BuildPlan, *, restart: bool) -> "Staging":
+    def open(
+        cls, directory: IndexDirectory, plan: BuildPlan, *, by: Literal["here", "ray"] = "here", restart: bool
+    ) -> "Staging":
         """Resumes the unfinished build in the directory, or starts one where there is none or `restart` is set.
 
-        Raises BuildError where the unfinished build is one of something else, naming what differs.
+        Raises BuildError where the unfinished build is one of something else, naming what differs, or was begun on Ray
+        and is not to go on there, or the other way round.
         """
         plan_file = directory.staging / "plan.json"
         if plan_file.exists() and not restart:
             unfinished = _read_plan(plan_file)
             if directory.may_go_on(unfinished.generation):
                 _require_same(plan_file, unfinished.plan, plan)
+                if unfinished.by != by:
+                    raise BuildError(
+                        f"{plan_file.parent} holds an unfinished build that was begun {_BEGUN[unfinished.by]}: "
+                        "finish it that way, or add --restart to discard it"
+                    )
                 return cls(directory, plan, unfinished.generation)
         staging = cls(directory, plan, directory.next_generation())
         staging.discard()
         for folder in (directory.staging, directory.segments):
             folder.mkdir(exist_ok=True)
         sync(directory.path)
-        content = _PlanFile(generation=staging.generation, plan=plan)
+        content = _PlanFile(generation=staging.generation, plan=plan, by=by)
         write_atomically(plan_file, content.model_dump_json(indent=2).encode())
         return staging
 
     def discard(self) -> None:
         """Removes the unfinished build and the segments that it has made."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
         self.directory.remove_unneeded()
+
+    def close(self) -> None:
+        """Removes what is known of a build that has been published."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def segment_id(self, ordinal: int) -> str:
         """What segment number `ordinal` is called."""
@@ -151,41 +186,44 @@ class Staging:
         `next_record` is where the corpus goes on, `rejected` the count of rows left out so far and the file that lists
         them. What a power cut takes of the segment does not match its checksum, and is read again.
         """
-        moments = written.moments
-        segment = ReadSegment(
-            documents=moments.count,
-            k=len(moments.mean),
-            next_record=next_record,
-            rejected=rejected[0],
-            rejected_file=rejected[1],
-            files=written.files,
-            mean=moments.mean.tolist(),
-            squared_deviations=moments.squared_deviations.tolist(),
-            variance_sum=moments.variance_sum.tolist(),
-        )
-        write_atomically(self.record(ordinal), segment.model_dump_json().encode(), synced=False)
+        segment = ReadSegment.of(written, next_record, rejected)
+        self.write_record(ordinal, segment)
         return segment
+
+    def write_record(self, ordinal: int, segment: ReadSegment) -> None:
+        """Says that the documents of segment number `ordinal` are complete."""
+        write_atomically(self.record(ordinal), segment.model_dump_json().encode(), synced=False)
 
     @property
     def rejected_file(self) -> Path:
         """Lists the rows that have been left out so far."""
         return self.path / "rejected.jsonl"
 
+    def rejected_of(self, ordinal: int) -> Path:
+        """Lists those of the slice that made segment number `ordinal`, where slices are read by themselves."""
+        return self.path / f"rejected-{ordinal:05d}.jsonl"
+
     def finished_segments(self) -> list[ReadSegment]:
         """The segments that earlier runs read completely, in order, up to the first that is missing or damaged."""
         found: list[ReadSegment] = []
-        while True:
-            folder = self.folder(len(found))
-            try:
-                segment = ReadSegment.model_validate_json(self.record(len(found)).read_bytes())
-                if any(measure(folder / name) != entry for name, entry in segment.files.items()):
-                    return found
-                listed = segment.rejected_file
-                if listed is not None and measure(self.rejected_file, size=listed.bytes) != listed:
-                    return found
-            except (FileNotFoundError, ValidationError):
-                return found
+        while (segment := self.finished_segment(len(found), self.rejected_file)) is not None:
             found.append(segment)
+        return found
+
+    def finished_segment(self, ordinal: int, listed_in: Path) -> ReadSegment | None:
+        """A segment that an earlier run read completely; None where it is missing or damaged, or the file that lists
+        the rows left out, `listed_in`, is not as it was."""
+        folder = self.folder(ordinal)
+        try:
+            segment = ReadSegment.model_validate_json(self.record(ordinal).read_bytes())
+            if any(measure(folder / name) != entry for name, entry in segment.files.items()):
+                return None
+            listed = segment.rejected_file
+            if listed is not None and measure(listed_in, size=listed.bytes) != listed:
+                return None
+        except (FileNotFoundError, ValidationError):
+            return None
+        return segment
 
 
 def _read_plan(plan_file: Path) -> _PlanFile:

@@ -97,7 +97,7 @@ class MomentAccumulator:
     def update(self, gaussians: Gaussians) -> None:
         """Adds a batch of any size; its dimensions must be the accumulator's k."""
         gaussians.require_dimensions(len(self.mean))
-        for part in gaussians.chunks(max(1, CHUNK_ELEMENTS // gaussians.k)):
+        for part in gaussians.chunks(self.chunk):
             deviations = part.means.cpu().to(torch.float64, copy=True)
             mean = deviations.mean(dim=0)
             batch = MomentAccumulator(part.k)
@@ -106,6 +106,11 @@ class MomentAccumulator:
             batch.squared_deviations = deviations.sub_(mean).square_().sum(dim=0).numpy()
             batch.variance_sum = part.variances.cpu().double().sum(dim=0).numpy()
             self.merge(batch)
+
+    @property
+    def chunk(self) -> int:
+        """How many Gaussians are added at a time: to the last bit, the moments depend on which are."""
+        return max(1, CHUNK_ELEMENTS // max(1, len(self.mean)))
 
     def merge(self, other: "MomentAccumulator") -> None:
         """Adds what another accumulator of the same k has seen."""

@@ -6,6 +6,7 @@ answers `exact` on an index whose own scan is approximate, and what such a scan 
 
 import functools
 import itertools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +22,7 @@ from index.scanning import SCANNED, Ceilings, Found, ceilings, merge, piece
 from index.standardisation import Standardisation
 from index.vectors import best_products, matrix_products, set_threads
 
-__all__ = ["StreamedScanner"]
+__all__ = ["StreamedScanner", "merged"]
 
 BLOCK_ROWS = 8192
 """Documents encoded at a time: 8 MiB of vectors at k = 128. Fewer have their best merged more often."""
@@ -42,24 +43,28 @@ class StreamedScanner:
 
     def scan(self, queries: Gaussians, count: int, stop: Stop | None = None) -> tuple[Numbers, Ceilings]:
         """As Scanner.scan; also raises SearchStoppedError where `stop` says so in between."""
+        _, numbers, cutoffs = merged(self.parts(queries, count, stop), count)
+        with torch_on_one_core():
+            queries = queries.to("cpu")
+            vectors = encode_queries(queries, SCANNED, self._standardisation)
+            return numbers, ceilings(cutoffs, queries, vectors, self._max_norm, self._standardisation)
+
+    def parts(self, queries: Gaussians, count: int, stop: Stop | None = None) -> Iterator[Found]:
+        """What is found in one part of the documents after the other: the same parts, of segments, wherever these are
+        scanned. Raises as `scan`."""
         with (
             torch_on_one_core(),
             matrix_products(SCANNED.width(queries.k)),
             ThreadPoolExecutor(self._threads, "gaussearch-stream", initializer=_on_one_core) as pool,
         ):
-            queries = queries.to("cpu")
-            vectors = encode_queries(queries, SCANNED, self._standardisation)
+            vectors = encode_queries(queries.to("cpu"), SCANNED, self._standardisation)
             parts = [
                 (array, range(first, min(first + PART_ROWS, len(self._store.arrays[array]))))
                 for array in range(len(self._store.arrays))
                 for first in range(0, len(self._store.arrays[array]), PART_ROWS)
             ]
             scan = functools.partial(self._scan_rows, vectors, count, stop)
-            found: list[Found] = []
-            for its in in_order(pool, scan, parts, ahead=self._threads):
-                found = [merge([*found, its], count)]
-            _, numbers, cutoffs = found[0]
-            return numbers, ceilings(cutoffs, queries, vectors, self._max_norm, self._standardisation)
+            yield from in_order(pool, scan, parts, ahead=self._threads)
 
     def _scan_rows(self, vectors: torch.Tensor, count: int, stop: Stop | None, part: tuple[int, range]) -> Found:
         array, rows = part
@@ -80,6 +85,14 @@ class StreamedScanner:
             best = best_products(vectors, encoded.numpy(), min(count, len(block)))
             found = [merge([*found, piece(*best, start + first, len(block))], count)]
         return found[0]
+
+
+def merged(parts: Iterable[Found], count: int) -> Found:
+    """The `count` best of all parts, of which there must be one, in no particular order but always the same."""
+    found: list[Found] = []
+    for its in parts:
+        found = [merge([*found, its], count)]
+    return found[0]
 
 
 def _on_one_core() -> None:

@@ -18,6 +18,9 @@ kinds     kind fastscan over IndexFlatIP and over FAISS's own 4-bit codes with e
 service   `gaussearch serve` over HTTP in a closed loop, over the engine in-process in batches of as many queries as
           there are clients, and over a FastAPI service without batching (benchmark_naive.py). The load generator takes
           its share of the same cores.
+ray-serve the service on Ray Serve with one and with two shards over the service of one process, on this machine, where
+          it is overhead alone; and, with --shard-samples, how long calls of a shard take under four loads, for
+          scripts/simulate_scale.py.
 writes    `gaussearch serve` with an admin key, kinds flat and fastscan: documents written one by one, by 16 clients and
           in batches, beside SQLite's commits of the same rows; publications per request; searches under a stream of
           writes over searches without; memory after 2,000 writes; compaction over a build.
@@ -26,6 +29,8 @@ filters   LocalSearcher, one query, one thread, kinds flat and fastscan: filters
           brute force; a filter's first evaluation; a tenth of the documents deleted over none.
 build     build_index from a file to a published, checksummed and synced index, over a loop that encodes arrays in
           memory and adds them to one IndexFlatIP; and the peak memory of `gaussearch build` at two sizes of corpus.
+ray-build build_index on a Ray cluster of this machine, 1, 2 and 4 tasks at a time, over the same in this process, kinds
+          flat and ivf-fastscan; and the peak memory of a worker at two sizes of corpus and of segment.
 encoding  encode_documents on a CUDA device, over a copy of as many bytes within its memory.
 gpu       kind flat on a CUDA device, in bfloat16 and, with faiss-gpu, in float32, at two sizes of corpus: searches, and
           scans alone, over the fewest bytes and operations that the device can do it with.
@@ -38,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import signal
@@ -58,17 +64,36 @@ from benchmark_gpu import gpu_part
 from benchmark_kinds import kinds_part
 from benchmark_measure import Figure, environment
 from benchmark_quality import quality_part
+from benchmark_ray_build import ray_build_part
+from benchmark_ray_serve import ray_part
 from benchmark_service import service_part
 from benchmark_writes import writes_part
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("quality", "engine", "kinds", "service", "writes", "filters", "build", "encoding", "gpu", "curves", "growth")
-COMPARED = {"engine": engine_part, "service": service_part, "filters": filters_part}
+PARTS = (
+    *(
+        "quality",
+        "engine",
+        "kinds",
+        "service",
+        "ray-serve",
+        "writes",
+        "filters",
+        "build",
+        "ray-build",
+        "encoding",
+        "gpu",
+    ),
+    *("curves", "growth"),
+)
+RAY = "ray-serve"
+COMPARED = {"engine": engine_part, "service": service_part, "filters": filters_part, RAY: ray_part}
 """Parts that are measured over one corpus, for so many seconds a contender."""
 LONG_PARTS = ("curves", "growth")
 GPU_PARTS = ("encoding", "gpu")
 ROUNDS = {"engine": 15, "kinds": 15, "service": 9, "writes": 9, "filters": 15, "build": 15, "encoding": 15, "gpu": 9}
+ROUNDS |= {RAY: 9, "ray-build": 5}
 DOCUMENTS = 117_659
 LARGE = 1_000_000
 GROWTH = [10_000, 100_000, 1_000_000]
@@ -176,6 +201,7 @@ def _options() -> argparse.Namespace:
     )
     add("--writes", type=int, default=2_000, help="writes over which memory is measured (default %(default)s)")
     add("--memory-segment", type=int, default=25_000, help="its documents per segment (default %(default)s)")
+    add("--shard-samples", type=Path, help="file to write ray-serve's times of calls of a shard to, as JSON")
     add("--scratch", type=Path, help="folder for temporary files, a few gigabytes (default: the system's)")
     add("--json", type=Path, help="file to write all figures to")
     add("--markdown", type=Path, help="file to write the tables to")
@@ -205,7 +231,8 @@ def _run(part: str, data: Data, documents: int, folder: Path, options: argparse.
     if part == "quality":
         yield from quality_part()
     elif part in COMPARED:
-        yield from COMPARED[part](data, documents, folder, options.seconds, rounds)
+        compared = functools.partial(ray_part, samples=options.shard_samples) if part == RAY else COMPARED[part]
+        yield from compared(data, documents, folder, options.seconds, rounds)
     elif part == "kinds":
         yield from kinds_part(data, sizes, folder, options.seconds, rounds)
     elif part == "curves":
@@ -214,14 +241,22 @@ def _run(part: str, data: Data, documents: int, folder: Path, options: argparse.
         yield from growth_part(data, options.growth_documents, folder)
     elif part == "writes":
         yield from writes_part(data, documents, folder, options.seconds, rounds, options.writes)
-    elif part == "build":
-        yield from build_part(data, documents, folder, rounds)
-        if MEMORY_IS_SHOWN:
-            yield from memory_part(data, tuple(options.memory_documents), options.memory_segment, folder)
+    elif part in ("build", "ray-build"):
+        yield from _builds(part, data, documents, folder, options)
     elif part == "encoding":
         yield from encoding_part(data, options.seconds, rounds)
     else:
         yield from gpu_part(data, sizes, folder, options.seconds, rounds, torch.device("cuda"))
+
+
+def _builds(part: str, data: Data, documents: int, folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
+    rounds, sizes = options.rounds or ROUNDS[part], tuple(options.memory_documents)
+    if part == "ray-build":
+        yield from ray_build_part(data, documents, folder, rounds, sizes, options.memory_segment)
+        return
+    yield from build_part(data, documents, folder, rounds)
+    if MEMORY_IS_SHOWN:
+        yield from memory_part(data, sizes, options.memory_segment, folder)
 
 
 def _watched(figures: Iterable[Figure], console: Console) -> list[Figure]:

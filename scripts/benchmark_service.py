@@ -133,12 +133,13 @@ class LoadGenerator:
 
     @classmethod
     def searching(cls, ports: Mapping[str, int], queries: Gaussians, **options: int) -> LoadGenerator:
-        """One that sends each of these queries to services out of PATHS."""
+        """One that sends each of these queries to services out of PATHS, or to others of ours."""
         pairs = zip(queries.means.double().tolist(), queries.variances.double().tolist(), strict=True)
         bodies = [
             json.dumps({"mean": mean, "variance": variance, "top_k": TOP_K, **options}) for mean, variance in pairs
         ]
-        return cls(ports, {name: PATHS[name] for name in ports}, dict.fromkeys(ports, bodies))
+        paths = {name: PATHS.get(name, PATHS["gaussearch"]) for name in ports}
+        return cls(ports, paths, dict.fromkeys(ports, bodies))
 
     def __enter__(self) -> LoadGenerator:
         command = [sys.executable, str(HERE / "benchmark_load.py")]

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,12 @@ import orjson
 from starlette.responses import Response
 
 from index import Gaussians, Ranking, Searcher
+from index.interface import RemoteSearcher, Terms
 from service.problems import DeadlineExceededError
 from service.schemas import SearchOptions
 from service.searching import Found
 
-__all__ = ["answer", "evidence_of", "json_response", "results_of"]
+__all__ = ["answer", "evidence_of", "in_time", "json_response", "results_of"]
 
 Results = list[dict[str, Any]]
 
@@ -29,13 +31,22 @@ async def results_of(
 
     Raises DeadlineExceededError where they are many, and not put together by `deadline`, a time.monotonic().
     """
-    if sum(len(ranking.ids) for ranking in found.rankings) < BESIDE_LOOP:
+    is_remote = isinstance(found.searcher, RemoteSearcher)
+    if is_remote:
+        found = dataclasses.replace(found, searcher=in_time(found.searcher, deadline))
+    fetches = options.explain or (options.with_payload and found.payloads is None)
+    if sum(len(ranking.ids) for ranking in found.rankings) < BESIDE_LOOP and not (is_remote and fetches):
         return list(_all_results(found, queries, options, leave_out))
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
             return await asyncio.to_thread(_in_time, _all_results(found, queries, options, leave_out), deadline)
     except TimeoutError as error:
         raise DeadlineExceededError("the deadline passed before the results were put together") from error
+
+
+def in_time(searcher: Searcher, deadline: float) -> Searcher:
+    """A searcher that waits for other processes until `deadline`, a time.monotonic(), if it does at all."""
+    return searcher.within(Terms(deadline)) if isinstance(searcher, RemoteSearcher) else searcher
 
 
 def _in_time(results: Iterator[Results], deadline: float) -> list[Results]:

@@ -17,6 +17,8 @@ from starlette.routing import Match, Route
 from index import GaussearchError, WriteOptions
 from service.batching import Batcher
 from service.bodies import BodyRoom
+from service.cluster.batcher import ClusterBatcher
+from service.cluster.ingress import Cluster
 from service.encoding import Encoding
 from service.filtering import FilterRoom
 from service.index_routes import about, operations
@@ -53,11 +55,13 @@ def create_app(
     settings: ServiceSettings | None = None,
     on_failure: Callable[[Exception], None] | None = None,
     keys: Keys | None = None,
+    cluster: Cluster | None = None,
 ) -> FastAPI:
     """The ASGI application; without `settings`, those of the environment, and without `keys` those of the settings.
 
     The index is loaded after start-up, in the background: until then /readyz and /v1 answer 503. `on_failure` is called
-    once if it cannot be loaded at all, since then the process has nothing to serve. Raises what Keys.load raises.
+    once if it cannot be loaded at all, since then the process has nothing to serve. With a `cluster`, its shards
+    search, and there are no writes. Raises what Keys.load raises.
     """
     settings = settings or ServiceSettings()  # type: ignore[call-arg]
     keys = keys or Keys.load(settings)
@@ -65,18 +69,18 @@ def create_app(
         logger.warning("%d search keys have fewer than %d bytes, and could be guessed", keys.short, LEAST_BYTES)
     metrics = Metrics()
     encoding = Encoding(settings, metrics)
-    live = LiveIndex(settings, metrics, lambda: encoding.model)
-    batcher = Batcher(live.searcher, metrics, max_rows=settings.max_batch_rows, queue_rows=settings.queue_rows)
+    live = LiveIndex(settings, metrics, lambda: encoding.model, cluster.open if cluster is not None else None)
+    batcher = _batcher(live, metrics, settings, cluster)
     version = importlib.metadata.version("gaussearch")
     bodies, filters = BodyRoom(settings.queue_bytes, metrics), FilterRoom(metrics)
     options = WriteOptions(keep_generations=settings.keep_generations, keep_hours=settings.keep_hours)
     writer = Writer(settings.directory, live, metrics, options, settings.queue_documents)
-    state = State(settings, keys, version, metrics, live, batcher, bodies, filters, encoding, writer)
+    state = State(settings, keys, version, metrics, live, batcher, bodies, filters, encoding, writer, cluster is None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        if keys.admin:
+        if keys.admin and cluster is None:
             writer.start()
         serving = asyncio.create_task(_serve(encoding, live, on_failure))
         yield
@@ -95,7 +99,8 @@ def create_app(
     if settings.page:
         # Last: no search is matched against these.
         app.router.routes.extend(page_routes())
-    app.add_middleware(RequestLog, metrics=metrics)
+    # Ray Serve names responses itself.
+    app.add_middleware(RequestLog, metrics=metrics, names_response=cluster is None)
     if settings.origins:
         # Around the log, so that what is refused there may be read as well.
         app.add_middleware(
@@ -114,6 +119,13 @@ def create_app(
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
+
+
+def _batcher(live: LiveIndex, metrics: Metrics, settings: ServiceSettings, cluster: Cluster | None) -> Batcher:
+    rows, queue = settings.max_batch_rows, settings.queue_rows
+    if cluster is None:
+        return Batcher(live.searcher, metrics, max_rows=rows, queue_rows=queue)
+    return ClusterBatcher(live.searcher, metrics, max_rows=rows, queue_rows=queue, most=cluster.max_batches)
 
 
 async def _serve(encoding: Encoding, live: LiveIndex, on_failure: Callable[[Exception], None] | None) -> None:

@@ -17,7 +17,7 @@ from index import GaussearchError, Gaussians, Searcher
 from index.selection import DocumentFilter
 from service.jobs import JobThread
 from service.metrics import Metrics
-from service.searching import Found, SearchJob, search_together
+from service.searching import LATE_IN_SEARCH, Found, SearchJob, search_together
 
 __all__ = ["Batcher"]
 
@@ -34,8 +34,6 @@ LONGEST_GATHERING = 0.05
 LOOKING_SHARE = 0.1
 """How much of its time a full queue may spend on looking for those who have given up: to turn a client away must stay
 cheaper than to search for it, however long the queue."""
-
-LATE_IN_SEARCH = "the deadline passed before the search was done"
 
 
 class Batcher(JobThread[SearchJob]):
@@ -73,6 +71,7 @@ class Batcher(JobThread[SearchJob]):
         exact: bool = False,
         filter: DocumentFilter | None = None,  # noqa: A002 (as a request calls it)
         with_payload: bool = False,
+        allow_partial: bool = False,
     ) -> "asyncio.Future[Found]":
         """Queues queries (b, k) and returns the future of their results; cancel it to drop them.
 
@@ -89,6 +88,7 @@ class Batcher(JobThread[SearchJob]):
             exact=exact,
             filter=filter,
             with_payload=with_payload,
+            allow_partial=allow_partial,
         )
         with self._changed:
             self._queue(job)

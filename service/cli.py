@@ -19,14 +19,16 @@ from index.drift import rebuild_reason
 from index.manifest import IndexKind
 from index.spread import spread_of
 from service import encode_command, evaluate_command, generation_commands, write_commands
+from service.cluster.options import ClusterSettings, ServeOptions
 from service.commands import IndexOption, errors, print_table, rejected_rows
 from service.descriptors import allow_descriptors
-from service.options import with_options
+from service.options import option_name, with_options
 from service.progress import progress_for
+from service.ray_option import RayCommand, RayGpusOption, RayOption, RayTasksOption, on_ray
 from service.run_formats import RunFormat, RunWriter
 from service.runs import search_batch
 from service.search_options import Searching, with_searching
-from service.settings import ENV_PREFIX, ServiceSettings
+from service.settings import ENV_PREFIX
 from service.spread_plot import require_drawable, write_plot
 
 __all__ = ["app", "main"]
@@ -56,7 +58,7 @@ def gaussearch(
     """Retrieval over distributions: documents and queries are diagonal Gaussians, ranked by -KL(Q||D)."""
 
 
-@app.command()
+@app.command(cls=RayCommand)
 @with_options(BuildOptions, ENV_PREFIX)
 def build(
     sources: Annotated[
@@ -70,6 +72,9 @@ def build(
     ],
     index: IndexOption,
     options: BuildOptions,
+    ray: RayOption = None,
+    ray_tasks: RayTasksOption = None,
+    ray_gpus: RayGpusOption = 1.0,
 ) -> None:
     """Build an index of SOURCES and publish it; a service that serves the directory takes it up by itself.
 
@@ -77,8 +82,8 @@ def build(
     """
     with errors():
         directory = IndexDirectory.of(index)
-        with progress_for(Console(stderr=True)) as progress:
-            summary = build_index(sources, directory, options, progress)
+        with on_ray(ray, ray_tasks, ray_gpus) as place, progress_for(Console(stderr=True)) as progress:
+            summary = build_index(sources, directory, options, progress, place=place)
         _print_summary(index, summary, options.rejected_to or directory.path / "rejected.jsonl")
 
 
@@ -172,13 +177,29 @@ def search(
                 writer.write(query_id, words, results)
 
 
-@app.command()
-@with_options(ServiceSettings, ENV_PREFIX)
-def serve(options: ServiceSettings) -> None:
-    """Serve an index over HTTP until SIGTERM or Ctrl-C; /docs describes the interface."""
-    from service.server import run_server  # a third of a second that only this command needs
+@app.command(cls=RayCommand)
+@with_options(ServeOptions, ENV_PREFIX)
+def serve(
+    options: ServeOptions,
+    ray: RayOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="With --ray: show what would run where, and end.")] = False,
+) -> None:
+    """Serve an index over HTTP until SIGTERM or Ctrl-C; /docs describes the interface.
 
+    With --ray, on a Ray cluster: Ray Serve runs as many processes as there are shards and replicas.
+    """
+    if ray is None:
+        its = [option_name(name) for name in ClusterSettings.model_fields if name in options.model_fields_set]
+        if its or plan:
+            raise typer.BadParameter(f"{its[0] if its else '--plan'} is of a service on a Ray cluster: give --ray, too")
     with errors():
+        if ray is not None:
+            from service.cluster.run import run_cluster
+
+            run_cluster(options, ray, plan_only=plan)
+            return
+        from service.server import run_server  # a third of a second that only this command needs
+
         run_server(options)
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from index import Searcher
 from index.errors import SearchStoppedError
+from index.interface import RemoteSearcher
 from index.selection import KEPT, DocumentFilter
 from service.metrics import Metrics
 from service.problems import DeadlineExceededError, OverloadedError
@@ -50,7 +51,9 @@ class FilterRoom:
             )
         self._searched_with[key] += 1
         try:
-            await self._evaluate(searcher, wanted, deadline)
+            if not isinstance(searcher, RemoteSearcher):
+                # Elsewhere, it is done there.
+                await self._evaluate(searcher, wanted, deadline)
             yield
         finally:
             self._searched_with[key] -= 1

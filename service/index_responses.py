@@ -114,6 +114,7 @@ class IndexResponse(BaseModel):
                     "measured_recall": None,
                     "codes": None,
                     "segments": 1,
+                    "shards": 1,
                     "deleted_rows": 0,
                     "changes": 0,
                     "drift": None,
@@ -162,6 +163,9 @@ class IndexResponse(BaseModel):
     measured_recall: MeasuredRecall | None
     codes: CodesBody | None
     segments: int
+    shards: Annotated[
+        int, Field(description="Over how many parts of a cluster its documents are spread; 1 in one process.")
+    ]
     deleted_rows: Annotated[int, Field(description="Rows that were documents and wait to be compacted away.")]
     changes: Annotated[int, Field(description="Generations since the build whose documents were written or deleted.")]
     drift: DriftBody | None

@@ -7,10 +7,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from index.drift import rebuild_reason
+from index.interface import RemoteSearcher
 from service import metrics as metrics_module
 from service.answers import json_response
 from service.index_responses import IndexResponse, Limits, StatusResponse
-from service.jobs import JobThread
 from service.problems import NotReadyError
 from service.routing import DirectRoute, admit, described_errors
 from service.state import State
@@ -63,6 +63,7 @@ async def describe(request: Request) -> Response:
                 "factory": codes.factory and codes.factory.model_dump(exclude={"documents"}),
             },
             "segments": len(manifest.segments),
+            "shards": searcher.shards if isinstance(searcher, RemoteSearcher) else 1,
             "deleted_rows": sum(each.documents for each in manifest.segments) - manifest.documents,
             "changes": manifest.changes,
             "drift": manifest.drift and manifest.drift.model_dump(exclude={"due"}),
@@ -88,12 +89,7 @@ async def livez(request: Request) -> Response:
     """200 while the threads live that search, encode texts and write, 503 once one of them has died and the process
     should be restarted."""
     state: State = request.app.state.gaussearch
-    threads: list[JobThread[Any]] = [state.batcher, state.encoding]
-    if state.keys.admin:
-        threads.append(state.writer)
-    for thread in threads:
-        if not thread.alive:
-            raise NotReadyError(f"the {thread.DOING} thread has died: restart the process")
+    state.require_alive()
     return json_response({"status": "ok"})
 
 

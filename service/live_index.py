@@ -6,8 +6,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from index import GaussearchError, LocalSearcher, Searcher
+from index import Document, GaussearchError, LocalSearcher, Searcher
 from index.cores import available_cores
 from index.records import ModelRecord
 from index.text.matching import require_model
@@ -15,12 +16,16 @@ from service.metrics import Metrics
 from service.problems import NotReadyError
 from service.settings import ServiceSettings
 
-__all__ = ["LiveIndex", "load"]
+__all__ = ["LiveIndex", "Opener", "load", "require_sound"]
 
 logger = logging.getLogger("gaussearch.index")
 
 RETRY_SECONDS = 30.0
 """How long after a failure the same generation is tried again: what failed may have been memory, not the index."""
+
+
+Opener = Callable[[ServiceSettings, Searcher | None, ModelRecord | None], Searcher]
+"""As `load`."""
 
 
 def load(settings: ServiceSettings, known: Searcher | None = None, model: ModelRecord | None = None) -> Searcher:
@@ -38,28 +43,46 @@ def load(settings: ServiceSettings, known: Searcher | None = None, model: ModelR
         precision=settings.precision,
         known=known if isinstance(known, LocalSearcher) else None,
     )
+    require_sound(searcher, str(settings.index), model)
+    return searcher
+
+
+class _Whole(Searcher, Protocol):
+    """A searcher that has some document."""
+
+    def first_document(self) -> Document | None:
+        """Some document; None where there is none."""
+
+
+def require_sound(searcher: _Whole, name: str, model: ModelRecord | None) -> None:
+    """Answers a search with a searcher of the index of a name, before anyone else may; raises ModelMismatchError and
+    GaussearchError as `load` does."""
     of_index = searcher.manifest.model
-    require_model(of_index, model, str(settings.index), reads=True, otherwise="serve it without --model")
+    require_model(of_index, model, name, reads=True, otherwise="serve it without --model")
     first = searcher.first_document()
     if first is None:
         # Everything has been deleted, and may be written again.
-        return searcher
+        return
     (ranking,) = searcher.search(first.gaussian, top_k=1)
     # Codes may miss any document, so that only a score that no document can have shows that something is wrong.
     if (ranking.scores[0] != 0.0) if searcher.manifest.codes is None else not -math.inf < ranking.scores[0] <= 0.0:
         raise GaussearchError(
-            f"{settings.index}: a search for document {first.id!r} itself scored {ranking.scores[0]} instead of 0"
+            f"{name}: a search for document {first.id!r} itself scored {ranking.scores[0]} instead of 0"
         )
-    return searcher
 
 
 class LiveIndex:
     """Holds the searcher that requests use. A searcher that has been replaced lives on until its last request ends."""
 
     def __init__(
-        self, settings: ServiceSettings, metrics: Metrics, model: Callable[[], ModelRecord | None] = lambda: None
+        self,
+        settings: ServiceSettings,
+        metrics: Metrics,
+        model: Callable[[], ModelRecord | None] = lambda: None,
+        opener: Opener | None = None,
     ) -> None:
-        """`model` is asked for the one that reads words."""
+        """`model` is asked for the one that reads words; `opener` opens the live generation, `load` if not given."""
+        self._opener = opener
         self._model = model
         self._settings = settings
         self._metrics = metrics
@@ -147,7 +170,7 @@ class LiveIndex:
     def _take_up(self, token: str, started: float) -> None:
         # In case it cannot be loaded; once it has been, there is nothing to try again.
         self._token, self._retry_at = token, started + RETRY_SECONDS
-        searcher = load(self._settings, self._searcher, self._model())
+        searcher = (self._opener or load)(self._settings, self._searcher, self._model())
         self._retry_at = math.inf
         manifest = searcher.manifest
         # Before the searcher: who is answered by the new generation is not told of the last one's state.

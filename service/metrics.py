@@ -46,6 +46,9 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.partial = Counter(
+            "gaussearch_partial_answers", "Requests answered without the documents of some shards.", registry=registry
+        )
         self.batch_rows = Histogram(
             "gaussearch_batch_rows", "Queries searched together.", buckets=_ROWS, registry=registry
         )

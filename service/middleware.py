@@ -40,8 +40,10 @@ class RequestLog:
     It refuses what comes on surplus connections, but for probes: a service that is busy is not one to restart.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, names_response: bool = True) -> None:
+        """Not `names_response` where whatever stands before it puts the request's id into the response."""
         self._app = app
+        self._names_response = names_response
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +66,9 @@ class RequestLog:
                 started_response = True
                 status = message["status"]
                 own = scope.get(HEADERS, SAFE_HEADERS)
-                message["headers"] = [*message["headers"], *own, (b"x-request-id", request_id)]
+                message["headers"] = [*message["headers"], *own]
+                if self._names_response:
+                    message["headers"].append((b"x-request-id", request_id))
             await send(message)
 
         app = self._refuse if SURPLUS in scope and scope["path"] not in _QUIET else self._app

@@ -4,7 +4,7 @@ Responses are application/problem+json (RFC 9457): `type`, `title`, `status`, `d
 across releases. `errors` lists the fields concerned where there are several.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -201,6 +201,20 @@ class DeadlineExceededError(ServiceError):
     code = "deadline_exceeded"
 
 
+class ShardUnavailableError(ServiceError):
+    """A shard of the cluster that has not answered in time."""
+
+    code = "shard_unavailable"
+
+    @classmethod
+    def of(cls, late: Sequence[int], shards: int) -> "ShardUnavailableError":
+        """Names those that are late, of so many."""
+        which = f"shard {late[0]} has" if len(late) == 1 else f"shards {', '.join(map(str, late))} have"
+        return cls(
+            f"{which} not answered in time, of {shards}: try again, or set allow_partial to have what the others find"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """How one kind of error is answered."""
@@ -234,6 +248,7 @@ PROBLEMS: dict[type[GaussearchError], Problem] = {
     CompactionRunningError: Problem(HTTPStatus.CONFLICT, "A compaction is under way"),
     NotReadyError: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "The service is not ready"),
     DeadlineExceededError: Problem(HTTPStatus.GATEWAY_TIMEOUT, "The deadline has passed"),
+    ShardUnavailableError: Problem(HTTPStatus.GATEWAY_TIMEOUT, "A part of the index does not answer"),
 }
 """Looked up along an error's classes, most derived first."""
 

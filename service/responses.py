@@ -99,6 +99,13 @@ class UncertaintyBody(BaseModel):
     mean_variance: float
 
 
+class CoverageBody(BaseModel):
+    """How many documents there were to be found, of how many: fewer where a shard did not answer in time."""
+
+    documents: int
+    of: int
+
+
 class SearchResponse(Answer):
     """Documents in order of descending score; equal scores in order of id."""
 
@@ -106,6 +113,7 @@ class SearchResponse(Answer):
 
     results: list[ResultBody]
     matched: Annotated[int | None, Field(description="Documents that the filter let through, if there is one.")] = None
+    coverage: Annotated[CoverageBody | None, Field(description="With `allow_partial`.")] = None
     uncertainty: Annotated[UncertaintyBody | None, Field(description="Of a query in words.")] = None
     search: Annotated[EvidenceBody | None, Field(description="With `explain`: what the results rest on.")] = None
 
@@ -117,6 +125,7 @@ class BatchSearchResponse(Answer):
 
     results: list[list[ResultBody]]
     matched: Annotated[int | None, Field(description="Documents that the filter let through, if there is one.")] = None
+    coverage: Annotated[CoverageBody | None, Field(description="With `allow_partial`.")] = None
     uncertainty: Annotated[
         list[UncertaintyBody | None] | None, Field(description="Of each query in words, where there are such.")
     ] = None

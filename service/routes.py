@@ -1,6 +1,7 @@
 """The HTTP routes of searches: a request becomes Gaussians, goes through the batcher, and its documents come back as
 JSON."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from index import Gaussians
+from index import Document, Gaussians, Searcher
+from index.interface import RemoteSearcher
 from index.text import Role
-from service.answers import answer, evidence_of, json_response, results_of
+from service.answers import answer, evidence_of, in_time, json_response, results_of
 from service.problems import LimitExceededError
 from service.queries import encode, gaussians_told
 from service.requests import Body, deadline_of, read_body, wait_for
@@ -48,7 +50,7 @@ async def search(request: Request) -> Response:
     started = time.perf_counter()
     state, body, deadline = await _receive(request, SearchRequest)
     found, of_each = await _search_told(request, state, [body], body, deadline)
-    return answer(started, found.searcher, _content(found, of_each, alone=True))
+    return answer(started, found.searcher, _content(found, body, of_each, alone=True))
 
 
 @v1.post(
@@ -64,7 +66,7 @@ async def search_batch(request: Request) -> Response:
     state, body, deadline = await _receive(request, BatchSearchRequest)
     _within("queries", len(body.queries), state.settings.max_queries)
     found, of_each = await _search_told(request, state, body.queries, body, deadline)
-    return answer(started, found.searcher, _content(found, of_each))
+    return answer(started, found.searcher, _content(found, body, of_each))
 
 
 @v1.post(
@@ -105,11 +107,11 @@ async def similar(request: Request, document_id: str) -> Response:
     leave_out = None if body.include_self else document_id
     while True:
         searcher = state.live.searcher()
-        query = searcher.document(document_id).gaussian
+        query = (await _fetched(searcher, document_id, deadline)).gaussian
         found, of_each = await _search(request, state, query, body, deadline, leave_out=leave_out)
         # A reload in between would pair a document of one generation with results of the next.
-        if found.searcher is searcher:
-            return answer(started, searcher, _content(found, of_each, alone=True))
+        if found.searcher.manifest is searcher.manifest:
+            return answer(started, searcher, _content(found, body, of_each, alone=True))
 
 
 @v1.get(
@@ -121,7 +123,7 @@ async def similar(request: Request, document_id: str) -> Response:
 async def document(request: Request, document_id: str) -> Response:
     """A document's Gaussian and payload, as stored."""
     state = admit(request)
-    found = state.live.searcher().document(document_id)
+    found = await _fetched(state.live.searcher(), document_id, deadline_of(request, state.settings))
     return json_response(
         {
             "id": found.id,
@@ -132,6 +134,13 @@ async def document(request: Request, document_id: str) -> Response:
     )
 
 
+async def _fetched(searcher: Searcher, document_id: str, deadline: float) -> Document:
+    """A document by its id; raises DocumentNotFoundError, and ShardUnavailableError where that is not known."""
+    if isinstance(searcher, RemoteSearcher):
+        return await asyncio.to_thread(in_time(searcher, deadline).document, document_id)
+    return searcher.document(document_id)
+
+
 async def _receive(request: Request, model: type[Body]) -> tuple[State, Body, float]:
     """Lets a search in: its body, and the time.monotonic() by which it must be answered."""
     state = admit(request)
@@ -139,12 +148,16 @@ async def _receive(request: Request, model: type[Body]) -> tuple[State, Body, fl
     return state, await read_body(request, model, state.settings.max_body_bytes, deadline), deadline
 
 
-def _content(found: Found, of_each: dict[str, list[Any]], *, alone: bool = False) -> dict[str, Any]:
-    """The body of an answer: what there is of each query, or of the one that came `alone`, and how many documents the
-    filter let through, if there is one."""
+def _content(
+    found: Found, options: SearchOptions, of_each: dict[str, list[Any]], *, alone: bool = False
+) -> dict[str, Any]:
+    """The body of an answer: what there is of each query, or of the one that came `alone`, how many documents the
+    filter let through, if there is one, and where some may have been left out, how many there were to be found."""
     shown = {name: its[0] if alone else its for name, its in of_each.items()}
-    matched = {} if found.matched is None else {"matched": found.matched}
-    return {"results": shown.pop("results"), **matched, **shown}
+    told: dict[str, Any] = {} if found.matched is None else {"matched": found.matched}
+    if options.allow_partial:
+        told["coverage"] = {"documents": found.covered, "of": found.searcher.manifest.documents}
+    return {"results": shown.pop("results"), **told, **shown}
 
 
 def _within(name: str, value: int, limit: int) -> None:
@@ -198,6 +211,7 @@ async def _search(
             exact=options.exact,
             filter=wanted,
             with_payload=options.with_payload,
+            allow_partial=options.allow_partial,
         )
         found = await wait_for(future, request, deadline)
     of_each: dict[str, list[Any]] = {"results": await results_of(found, queries, options, leave_out, deadline)}

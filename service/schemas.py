@@ -128,6 +128,13 @@ class SearchOptions(_Request):
         ),
     ] = None
     min_score: Annotated[FiniteFloat | None, Field(description="Leave out documents that score below this.")] = None
+    allow_partial: Annotated[
+        bool,
+        Field(
+            description="Of a cluster: return what is found without the shards that have not answered in time, in "
+            "place of an error. `coverage` says how many documents were there to be found."
+        ),
+    ] = False
     with_payload: Annotated[bool, Field(description="Return the documents' other columns.")] = True
     explain: Annotated[
         bool, Field(description="Return the parts of each document's KL divergence, and what the results rest on.")

@@ -124,6 +124,7 @@ async def compact(request: Request) -> Response:
 
 def _admit(request: Request) -> State:
     state: State = request.app.state.gaussearch
+    state.require_writable()
     require_admin(request, state.keys)
     return state
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import index.build_run
+import index.build_work
 from index import BuildOptions, Corpus, IndexDirectory, LocalSearcher, build_index
 from index.document_writing import DocumentWriter
 from index.errors import BuildError, DuplicateIdError, SourceError
@@ -226,7 +226,7 @@ def test_a_list_of_skipped_rows_that_lost_its_end_is_made_again(
 ) -> None:
     corpus, bad = with_bad_rows(tmp_path / "a.jsonl")
     with monkeypatch.context() as patch:
-        patch.setattr(index.build_run, "encode_segments", lambda *_: 1 / 0)
+        patch.setattr(index.build_work, "encode_segments", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build_index([corpus], directory, SKIP)
     with (directory.staging / "rejected.jsonl").open("r+b") as file:

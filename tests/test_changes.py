@@ -259,7 +259,7 @@ def test_compacting_with_retrain_goes_on_where_it_was_stopped(small: Changing, m
     small.delete(["d30"])
     before = small.directory.manifest()
     with monkeypatch.context() as patch:
-        patch.setattr(index.build_run, "encode_segments", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(index.build_work, "encode_segments", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             compact_index(small.directory, CompactOptions(retrain=True))
     assert small.directory.manifest() == before

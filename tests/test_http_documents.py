@@ -35,6 +35,7 @@ def test_index_describes_the_manifest_and_the_machine(client: Client, served: Se
         "measured_recall": None,
         "codes": None,
         "segments": 1,
+        "shards": 1,
         "deleted_rows": 0,
         "changes": 0,
         "drift": None,

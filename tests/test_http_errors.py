@@ -130,6 +130,7 @@ SEEN_ELSEWHERE = {
     "head_timeout": "test_connections",
     "body_too_large": "below",
     "overloaded": "test_batching",
+    "shard_unavailable": "test_cluster_searching",
     "no_model": "test_http_text",
     "not_ready": "below, and test_live_index",
     "internal_error": "below",

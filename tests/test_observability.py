@@ -139,6 +139,7 @@ def test_every_metric_is_there_from_the_start(fresh: Client) -> None:
         "gaussearch_requests_total": "counter",
         "gaussearch_request_seconds": "histogram",
         "gaussearch_rejected_total": "counter",
+        "gaussearch_partial_answers_total": "counter",
         "gaussearch_batch_rows": "histogram",
         "gaussearch_search_seconds": "histogram",
         "gaussearch_encoded_texts": "histogram",

@@ -1,0 +1,121 @@
+"""The deployments of Ray Serve: one for each shard, and the one that takes requests."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from index import Document, Explanation, GaussearchError
+from index.documents import Numbers
+from index.selection import DocumentFilter
+from service.app import create_app
+from service.cluster.ingress import Cluster
+from service.cluster.messages import Answer, Asked, Opened
+from service.cluster.options import ServeOptions
+from service.cluster.ray_handles import RayShard
+from service.cluster.shard import Generation, ShardServer, settled
+from service.keys import Keys
+from service.logs import configure_logging
+
+__all__ = ["Ingress", "ShardReplica"]
+
+Outcome = TypeVar("Outcome")
+
+OPEN = 2
+"""Generations that a process has open at most: the one that is served and the next one. What is searched keeps a third
+until it has been."""
+
+
+class ShardReplica:
+    """One process of a shard. Ray Serve knows which of them have which generation open, and sends searches there."""
+
+    async def __init__(self, options: ServeOptions, number: int, shards: int, threads: int) -> None:  # type: ignore[misc]
+        """Returns once the live generation is open: from then on it is asked."""
+        configure_logging(options.log_level, options.log_format)
+        torch.set_num_threads(1)
+        self._server = ShardServer(options, number, shards, threads)
+        opened = None
+        while opened != (current := await asyncio.to_thread(self._server.current)):
+            await self._generation(current)
+            opened = current
+
+    @serve.multiplexed(max_num_models_per_replica=OPEN)  # type: ignore[untyped-decorator]
+    async def _generation(self, token: str) -> Generation:
+        return await asyncio.to_thread(self._server.open, token)
+
+    async def _of_request(self, work: Callable[[Generation], Awaitable[Outcome]]) -> Outcome | GaussearchError:
+        async def opened_and_done() -> Outcome:
+            return await work(await self._generation(serve.get_multiplexed_model_id()))
+
+        return await settled(opened_and_done)
+
+    async def current(self) -> str:
+        """As ShardServer."""
+        return await asyncio.to_thread(self._server.current)
+
+    async def warm(self, token: str) -> None:
+        """Opens a generation."""
+        await self._generation(token)
+
+    async def describe(self) -> Opened | GaussearchError:
+        """As ShardServer."""
+
+        async def described(generation: Generation) -> Opened:
+            return self._server.describe(generation)
+
+        return await self._of_request(described)
+
+    async def search(self, asked: Asked) -> Answer | GaussearchError:
+        """As ShardServer."""
+        return await self._of_request(functools.partial(self._server.search, asked=asked))
+
+    async def matching(self, wanted: DocumentFilter, seconds: float) -> int | GaussearchError:
+        """As ShardServer."""
+        return await self._of_request(functools.partial(self._server.matching, wanted=wanted, seconds=seconds))
+
+    async def document(self, document_id: str) -> Document | GaussearchError | None:
+        """As ShardServer."""
+        return await self._of_request(functools.partial(self._server.document, document_id=document_id))
+
+    async def payloads(self, documents: Numbers) -> list[dict[str, Any]] | GaussearchError:
+        """As ShardServer."""
+        return await self._of_request(functools.partial(self._server.payloads, documents=np.array(documents)))
+
+    async def explain(
+        self, query: tuple[torch.Tensor, torch.Tensor], documents: Numbers
+    ) -> list[Explanation] | GaussearchError:
+        """As ShardServer."""
+        return await self._of_request(
+            functools.partial(self._server.explain, query=query, documents=np.array(documents))
+        )
+
+
+@serve.ingress()
+class Ingress:
+    """The application of service.app, over the shards."""
+
+    async def __init__(self, options: ServeOptions, keys: Keys, *shards: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        """Returns once the index can be searched; raises what Cluster.open raises."""
+        configure_logging(options.log_level, options.log_format)
+        torch.set_num_threads(1)
+        self._options, self._keys = options, keys
+        self._cluster = Cluster(
+            [RayShard(handle, number) for number, handle in enumerate(shards)],
+            asyncio.get_running_loop(),
+            max_batches=options.max_batches,
+        )
+        await asyncio.to_thread(self._cluster.open, options)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        self.app_of_replica = create_app(self._options, keys=self._keys, cluster=self._cluster)
+        return self.app_of_replica
+
+    async def check_health(self) -> None:
+        """What Ray Serve asks; raises NotReadyError where a thread has died, and the process is to be replaced."""
+        self.app_of_replica.state.gaussearch.require_alive()

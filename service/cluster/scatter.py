@@ -1,0 +1,126 @@
+"""Many shards asked at once, and asked again where a process dies, until all have answered or the time has passed.
+
+Which of a shard's processes answers is Ray Serve's business, behind `ShardHandle`. What is asked changes nothing, so
+that it may be asked again. All of it happens on one event loop, for which threads wait.
+"""
+
+import asyncio
+import concurrent.futures
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from index.documents import Stop
+from index.errors import GaussearchError, SearchStoppedError
+
+__all__ = ["LostError", "Question", "Scatter", "ShardHandle"]
+
+AGAIN_SECONDS = 0.05
+"""How long after a process has died its shard is asked again: by then the others are known to be all that is left."""
+LOOK_SECONDS = 0.1
+"""How often it is looked whether anybody still waits."""
+
+Question = tuple[Any, ...]
+"""The name of a method of ShardServer and its arguments behind the generation."""
+
+
+class LostError(Exception):
+    """The process that was asked has died, or cannot be reached; another may answer."""
+
+
+class ShardHandle(Protocol):
+    """One shard: some process of it answers."""
+
+    async def ask(self, token: str, question: Question) -> Any:
+        """What a method returns for the generation of a token. Raises LostError, OverloadedError where too much waits
+        for its processes, and what the method raises."""
+
+    async def warm(self, token: str) -> None:
+        """Has every process open a generation; returns once all that live have, or have failed to."""
+
+
+class Scatter:
+    """The shards of a cluster, and the event loop on which they are asked. Safe to call from several threads, but from
+    that of the loop."""
+
+    def __init__(self, shards: Sequence[ShardHandle], loop: asyncio.AbstractEventLoop) -> None:
+        self.shards = shards
+        self._loop = loop
+
+    def gather(
+        self,
+        token: str,
+        questions: Mapping[int, Question],
+        until: float,
+        stop: Stop | None = None,
+        enough: Callable[[Any], bool] | None = None,
+    ) -> dict[int, Any]:
+        """What the shards of these numbers answer, but for those that have not by `until`, a time.monotonic(), or by
+        the time that one answer is `enough`.
+
+        Raises the first error that one of them answers, and SearchStoppedError where `stop` says so.
+        """
+        answers: dict[int, Any] = self._wait(self._gather(token, questions, until, enough), stop)
+        return answers
+
+    def warm(self, token: str, numbers: Sequence[int], seconds: float) -> None:
+        """Has every process of these shards open a generation; returns once they have, and after so many seconds at
+        most."""
+
+        async def all_of_them() -> None:
+            tasks = [asyncio.ensure_future(self.shards[number].warm(token)) for number in numbers]
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+
+        if numbers:
+            self._wait(all_of_them(), None)
+
+    def _wait(self, work: Any, stop: Stop | None) -> Any:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while True:
+            try:
+                return future.result(None if stop is None else LOOK_SECONDS)
+            except concurrent.futures.TimeoutError:
+                if future.done() or stop is None:
+                    raise
+                if stop():
+                    future.cancel()
+                    raise SearchStoppedError("nobody waits for the results any more") from None
+
+    async def _gather(
+        self,
+        token: str,
+        questions: Mapping[int, Question],
+        until: float,
+        enough: Callable[[Any], bool] | None,
+    ) -> dict[int, Any]:
+        tasks = {
+            asyncio.ensure_future(self._ask(number, token, question)): number for number, question in questions.items()
+        }
+        waiting = set(tasks)
+        try:
+            while waiting:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                # The first error ends the wait for the others.
+                answers = [task.result() for task in done]
+                if enough is not None and any(map(enough, answers)):
+                    break
+        finally:
+            for task in waiting:
+                task.cancel()
+        return {number: task.result() for task, number in tasks.items() if task not in waiting}
+
+    async def _ask(self, number: int, token: str, question: Question) -> Any:
+        while True:
+            try:
+                answer = await self.shards[number].ask(token, question)
+            except LostError:
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            if isinstance(answer, GaussearchError):
+                raise answer
+            return answer

@@ -1,0 +1,141 @@
+"""What `gaussearch serve --ray` and a configuration of Ray Serve are told; what is refused, before anything starts."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.serve import Application
+from typer.testing import CliRunner, Result
+
+from index.errors import ClusterError, GaussearchError, InvalidOptionError
+from service.cli import app
+from service.cluster import app as cluster_app
+from service.cluster import run
+from service.cluster.options import ClusterSettings, ServeOptions
+from service.cluster.plan import Node
+from service.exposure import ExposedError
+from service.settings import ServiceSettings
+from tests.serving import PATIENCE, Served, wait_until
+
+
+def serve(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["serve", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def test_no_setting_of_a_cluster_is_one_of_a_process() -> None:
+    assert not set(ClusterSettings.model_fields) & set(ServiceSettings.model_fields)
+    assert set(ServeOptions.model_fields) == set(ClusterSettings.model_fields) | set(ServiceSettings.model_fields)
+
+
+@pytest.mark.parametrize("option", [("--shards", 2), ("--replica-gpus", 0.5), ("--keep-serving",), ("--plan",)])
+def test_what_is_of_a_cluster_takes_one(served: Served, option: tuple[object, ...]) -> None:
+    refused = serve("--index", served.directory.path, *option)
+    assert refused.exit_code == 2
+    assert f"{option[0]} is of a service on a Ray cluster: give --ray, too" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--admin-key", "a" * 32], "a cluster takes no writes over HTTP"),
+        (["--port", "0"], "port is 0"),
+        (["--workers", "2"], "give ingress-replicas"),
+        (["--host", "0.0.0.0"], "there is no search key"),  # noqa: S104
+        (["--ingress-cpus", "many"], "--ingress-cpus"),
+        (["--replica-cpus", "0"], "--replica-cpus"),
+    ],
+)
+def test_what_a_cluster_does_not_do_is_refused_before_it_is_started(
+    served: Served, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    def starts(*_: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr(run, "ray_session", starts)
+    refused = serve("--index", served.directory.path, "--ray", *options)
+    assert refused.exit_code in (1, 2)
+    assert said in refused.output
+
+
+def test_an_index_that_is_not_there_is_said_before_a_cluster_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ray_session", lambda _: pytest.fail("a cluster was started"))
+    refused = serve("--index", tmp_path / "none", "--ray")
+    assert refused.exit_code == 1
+    assert "index_not_found" in refused.output
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
+    """The machines that `build` finds."""
+    found = [Node(4.0, 0.0, 8 * 2**30)]
+    monkeypatch.setattr(cluster_app, "machines", lambda: found)
+    return found
+
+
+def arguments(served: Served, **more: Any) -> dict[str, Any]:
+    return {"index": str(served.directory.path), **more}
+
+
+@pytest.mark.usefixtures("nodes")
+def test_ray_serve_is_told_what_to_run_by_a_configuration(served: Served) -> None:
+    # As YAML gives them, or an environment.
+    built = cluster_app.build(arguments(served, shards="1", replicas=2, replica_cpus=0.5, replica_memory=10**8))
+    ingress = built._bound_deployment
+    assert ingress.name == "ingress"
+    (shard,) = [each._bound_deployment for each in ingress.init_args if isinstance(each, Application)]
+    assert (shard.name, shard.num_replicas) == ("shard-0", 2)
+    assert shard.ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0.0, "memory": 10**8}
+    arguments_of_shard: tuple[Any, ...] = shard.init_args
+    options, number, shards, threads = arguments_of_shard
+    assert (options.index, number, shards, threads) == (str(served.directory.path), 0, 1, 1)
+
+
+@pytest.mark.usefixtures("nodes")
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"shard": 2}, InvalidOptionError, "there is no setting 'shard'"),
+        ({"shards": "few"}, InvalidOptionError, "shards: "),
+        ({"shards": 2}, InvalidOptionError, "the index has 1 segments"),
+        ({"host": "0.0.0.0"}, ExposedError, "no search key"),  # noqa: S104
+    ],
+)
+def test_a_configuration_that_is_wrong_is_refused(
+    served: Served, given: dict[str, Any], error: type[GaussearchError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        cluster_app.build(arguments(served, **given))
+
+
+def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> None:
+    wanted = {"host": "127.0.0.1", "port": 8080, "ssl_certfile": None, "ssl_keyfile": None}
+    run._require_same(SimpleNamespace(**wanted), wanted)
+    # Where everybody may reach it, whatever was checked of this command's options.
+    for other in ({"host": "0.0.0.0"}, {"port": 8000}, {"ssl_certfile": "a.pem"}):  # noqa: S104
+        with pytest.raises(ClusterError, match=r"listens on .* with .*certificate: give --host"):
+            run._require_same(SimpleNamespace(**wanted | other), wanted)
+
+
+def test_a_service_that_runs_ends_in_order_and_one_that_starts_at_once() -> None:
+    told = run._Told()
+    with pytest.raises(KeyboardInterrupt):
+        told.note()
+    waiting = threading.Thread(target=told.wait)
+    waiting.start()
+    wait_until(lambda: told._waits)
+    told.note()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    with pytest.raises(KeyboardInterrupt):
+        told.note()
+
+
+def test_ray_is_not_imported_before_it_is_asked_for() -> None:
+    code = "import sys, service.cli, service.server, service.app, index; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
