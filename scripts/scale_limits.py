@@ -82,6 +82,7 @@ def limits_table(constants: Constants) -> str:
     rows = [
         ["a manifest has 16 MiB", f"{most:,} segments", "`index/generations.py`"],
         ["a segment", f"{largest:,} documents", "`index/build_options.py`"],
+        ["shards", "as many as there are segments; 1 of `hnsw`", "`service/cluster/sharding.py`"],
         ["rows of a segment are numbered in", f"{row_bits} bits", "`index/segment_writing.py`, `index/array_files.py`"],
         ["documents of an index are numbered in", "64 bits", "`index/documents.py`"],
         ["ids that one process looks through for duplicates", f"{DUPLICATE_BYTES} bytes each; with `--ray` the "

@@ -21,12 +21,14 @@ from benchmark_kinds import memory_of
 from benchmark_measure import environment
 from scale_constants import Constants, Latencies, Measured, Wire
 
-from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, Precision, Ranking, build_index
+from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, Precision, build_index
 from index.durable import checksum
 from index.manifest import IndexKind, Manifest
 from index.scanning import SCANNED
+from service.cluster.merging import merged
+from service.cluster.messages import Answer, Asked
 
-__all__ = ["KINDS", "measure", "merged", "queued", "under_load"]
+__all__ = ["KINDS", "measure", "queued", "under_load"]
 
 KINDS = (IndexKind.FLAT, IndexKind.FASTSCAN, IndexKind.IVF_FASTSCAN, IndexKind.HNSW)
 TARGET, TOP_K, BATCH = 0.95, 10, 32
@@ -184,25 +186,20 @@ def queued(due: Times, taken: Times) -> Times:
 
 
 def _wire(searcher: LocalSearcher, queries: Gaussians) -> Wire:
+    """What a cluster's ingress and a shard say to each other for one query, as Ray sends it, and what merging takes."""
     query = queries[:1]
-    (ranking,) = searcher.search(query, TOP_K)
-    # As Ray would send them, in float64, in which scores are computed.
-    request = {"means": query.means.double().numpy(), "variances": query.variances.double().numpy(), "top_k": TOP_K}
+    rankings = searcher.search(query, TOP_K)
+    asked = Asked(query.means.double().numpy(), query.variances.double().numpy(), TOP_K, seconds=10.0)
     seconds = {}
     for shards in MERGED:
-        rankings = [ranking] * shards
-        taken = [_processor(partial(merged, rankings, TOP_K)) for _ in range(200)]
+        parts = [(shard * len(searcher), rankings) for shard in range(shards)]
+        taken = [_processor(partial(merged, parts, 1, TOP_K)) for _ in range(200)]
         seconds[shards] = max(float(np.median(taken)), 1e-9)
-    return Wire(request_bytes=len(pickle.dumps(request)), reply_bytes=len(pickle.dumps(ranking)), merge_seconds=seconds)
-
-
-def merged(rankings: list[Ranking], top_k: int) -> list[tuple[str, float]]:
-    """The best of what shards gave for one query: scores are exact, and equal ones in the order of their ids."""
-    scores = np.concatenate([each.scores for each in rankings])
-    ids = [identifier for each in rankings for identifier in each.ids]
-    best = np.argsort(-scores, kind="stable")[: 2 * top_k].tolist()
-    found = sorted((-float(scores[row]), ids[row]) for row in best)[:top_k]
-    return [(identifier, -divergence) for divergence, identifier in found]
+    return Wire(
+        request_bytes=len(pickle.dumps(asked)),
+        reply_bytes=len(pickle.dumps(Answer(rankings, None))),
+        merge_seconds=seconds,
+    )
 
 
 def _manifest_bytes(data: Data, folder: Path) -> tuple[float, float]:

@@ -34,8 +34,6 @@ MADE_ELSEWHERE = {
     "Secret": {"gaussearch-storage", "gaussearch-keys", "gaussearch-redis"},
 }
 """What is there in every namespace, and what README.md says how to make."""
-NOT_OF_THE_SERVICE = {"GAUSSEARCH_CACHE", "GAUSSEARCH_CACHE_BYTES"}
-"""Variables that all commands read."""
 
 needs_kustomize = pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl to render with")
 
@@ -293,7 +291,7 @@ def variables(pod: Pod) -> dict[str, dict[str, Any]]:
 
 @every_pod
 def test_every_setting_is_one_that_there_is(pod: Pod) -> None:
-    known = {f"{ENV_PREFIX}{name.upper()}" for name in ServiceSettings.model_fields} | NOT_OF_THE_SERVICE
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in ServiceSettings.model_fields}
     named = {name for name in (*settings(), *variables(pod)) if name.startswith(ENV_PREFIX)}
     assert named <= known
     values = {

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from index import Ranking
 from index.manifest import IndexKind
 from tests.readme_commands import ROOT
 
@@ -294,14 +293,6 @@ def test_searches_that_come_at_random_wait_as_long_as_the_theory_of_queues_says(
     # Exponential times of mean 1 (M/M/1): a latency is exponential, too, of mean 1 / (1 - busy).
     assert found.mean() == pytest.approx(1 / (1 - busy), rel=0.05)
     assert np.quantile(found, 0.99) == pytest.approx(-math.log(0.01) / (1 - busy), rel=0.1)
-
-
-def test_merging_keeps_the_best_and_orders_equal_scores_by_id(scripts: Import) -> None:
-    def ranking(ids: list[str], scores: list[float]) -> Ranking:
-        return Ranking(ids, np.array(scores), np.arange(len(ids)))
-
-    found = scripts("scale_measure").merged([ranking(["c", "a"], [-1.0, -2.0]), ranking(["b", "d"], [-2.0, -3.0])], 3)
-    assert found == [("c", -1.0), ("a", -2.0), ("b", -2.0)]
 
 
 @pytest.mark.timeout(600)
