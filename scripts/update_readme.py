@@ -17,6 +17,7 @@ from index.build_options import BuildOptions, CompactOptions, EncodeOptions, Wri
 from index.errors import GaussearchError, IndexDirectoryError, InvalidInputError, ResourceError
 from service import server  # noqa: F401 (brings all that raises errors, which the command imports when it serves)
 from service.cli import app
+from service.cluster.options import ClusterSettings
 from service.options import fields_of, option_name, variable_of
 from service.problems import PROBLEMS, ServiceError
 from service.runs import RemoteError
@@ -101,6 +102,7 @@ def command_options(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "settings": lambda: options(ServiceSettings),
+    "cluster settings": lambda: options(ClusterSettings),
     "build options": lambda: options(BuildOptions),
     "encode options": lambda: options(EncodeOptions),
     "write options": write_options,
