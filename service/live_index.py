@@ -120,6 +120,10 @@ class LiveIndex:
         with self._turn:
             started = time.monotonic()
             token = self._directory.current_token()
+            if token == self._token == self._served:
+                # What could not be looked at before could be now, and is what is served.
+                self.last_error = None
+                return False
             if token == self._token and started < self._retry_at:
                 return False
             self._take_up(token, started)

@@ -264,6 +264,10 @@ class Storage:
         """As FaultyStorage."""
         return self.faulty.fail(what, **how)
 
+    def asked(self, method: str, name: str) -> int:
+        """As FaultyStorage, of the index's own objects: another may have such of the same names."""
+        return self.faulty.asked(method, f"{re.escape(self.prefix)}/.*{name}")
+
     def objects(self) -> dict[str, bytes]:
         """All that the index has in storage."""
         return self.faulty.objects(self.prefix)

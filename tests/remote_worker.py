@@ -9,10 +9,14 @@ and {"wait": pid} prints its exit status. A task writes what it has to say into 
 The process that is forked has asked storage nothing: obstore's threads do not outlive a fork.
 """
 
+import contextlib
+import gc
+import importlib
 import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,8 @@ from index import (
     delete_documents,
     roll_back,
 )
-from tests.conftest import random_gaussians
+from tests.conftest import random_gaussians, write_corpus
+from tests.faults import in_a_fork
 from tests.object_storage import QUICK
 
 QUERIES = 3
@@ -86,7 +91,26 @@ def told(result: str, said: Any) -> None:
     beside.replace(result)
 
 
+def warm_up() -> list[str]:
+    """Does all that tasks do, in a folder; the modules that this imports on first use."""
+    before = set(sys.modules)
+    with tempfile.TemporaryDirectory() as folder:
+        ids = [f"d{row}" for row in range(12)]
+        corpus = write_corpus(Path(folder, "corpus.parquet"), random_gaussians(12, 4), ids)
+        build(f"{folder}/index", str(corpus))
+        more = write_corpus(Path(folder, "more.parquet"), random_gaussians(2, 4), ["a", "d3"])
+        add(f"{folder}/index", str(more))
+        delete(f"{folder}/index", ["d1"])
+        back(f"{folder}/index", 2)
+        search(f"{folder}/index")
+    return [name for name, module in sys.modules.items() if name not in before and getattr(module, "__spec__", None)]
+
+
 def main() -> None:
+    for module in in_a_fork(warm_up):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    gc.freeze()
     index.remote.client.PATIENCE = QUICK
     for line in sys.stdin:
         asked = json.loads(line)

@@ -98,9 +98,10 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def open_client(directory: IndexDirectory, ready: bool = True, **settings: Any) -> Client:
+def open_client(directory: IndexDirectory | str, ready: bool = True, **settings: Any) -> Client:
     """A client of a new application; `ready` waits for the index to be loaded."""
-    app = create_app(ServiceSettings(index=directory.path, **settings))
+    index = directory.path if isinstance(directory, IndexDirectory) else directory
+    app = create_app(ServiceSettings(index=index, **settings))
     client = Client(app)
     if ready:
         wait_until(lambda: client.state.live.ready)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from index import BuildOptions, LocalSearcher, build_index, delete_documents
+from index import (
+    BuildOptions,
+    CompactOptions,
+    LocalSearcher,
+    build_index,
+    compact_index,
+    delete_documents,
+    roll_back,
+)
 from index.errors import CorruptIndexError, InsufficientCacheError, InvalidOptionError
 from index.remote.cache import Cache, CacheOptions
 from index.remote.location import Location
@@ -25,6 +33,11 @@ def built(storage: Storage, tmp_path: Path) -> Storage:
     return storage
 
 
+def largest(storage: Storage) -> int:
+    """Bytes of a segment, which differ by a few."""
+    return max(entry.bytes for entry in storage.on("reader").manifest().segments)
+
+
 def cached(index: RemoteIndex) -> set[str]:
     """The segments of which there is anything in the cache."""
     return {path.parent.name for path in index.segments.glob("*/*")}
@@ -38,13 +51,13 @@ def test_segments_are_fetched_that_are_asked_for(built: Storage) -> None:
     assert cached(index) == {first.id}
     index.fetch(manifest, [first, second])
     assert cached(index) == {first.id, second.id}
-    assert built.faulty.asked("GET", f"{first.id}/gaussians") == 1
+    assert built.asked("GET", f"{first.id}/gaussians") == 1
     lease.release()
     assert len(LocalSearcher(index)) == 100
 
 
 def test_what_has_not_been_asked_for_longest_makes_room(built: Storage) -> None:
-    size = built.on("reader").manifest().segments[0].bytes
+    size = largest(built)
     index = built.on("reader", bytes=3 * size)
     manifest = index.manifest()
     one, two, three, four = manifest.segments
@@ -52,11 +65,11 @@ def test_what_has_not_been_asked_for_longest_makes_room(built: Storage) -> None:
         index.fetch(manifest, [entry]).release()
     index.fetch(manifest, [four]).release()
     assert cached(index) == {one.id, three.id, four.id}
-    assert index.cache.used() == 3 * size
+    assert index.cache.used() == one.bytes + three.bytes + four.bytes
 
 
 def test_what_is_in_use_stays_and_what_does_not_fit_is_told(built: Storage) -> None:
-    size = built.on("reader").manifest().segments[0].bytes
+    size = largest(built)
     index = built.on("reader", bytes=3 * size)
     manifest = index.manifest()
     one, two, three, four = manifest.segments
@@ -67,7 +80,7 @@ def test_what_is_in_use_stays_and_what_does_not_fit_is_told(built: Storage) -> N
     with pytest.raises(InsufficientCacheError) as told:
         LocalSearcher(index)
     message = str(told.value)
-    assert f"would need {4 * size:,} bytes" in message
+    assert f"would need {sum(entry.bytes for entry in manifest.segments):,} bytes" in message
     assert f"may have {3 * size:,}" in message
     assert "--cache-bytes or GAUSSEARCH_CACHE_BYTES" in message
     used.release()
@@ -124,7 +137,7 @@ def test_processes_that_open_at_once_fetch_once(built: Storage, workers: Workers
     assert said[0] == said[1] == said[2]
     assert said[0]["generation"] == 1
     for entry in built.on("reader").manifest().segments:
-        assert built.faulty.asked("GET", f"{entry.id}/gaussians") == 1
+        assert built.asked("GET", f"{entry.id}/gaussians") == 1
 
 
 def test_one_that_was_killed_while_it_fetched_is_followed(built: Storage, workers: Workers) -> None:
@@ -144,11 +157,25 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(built: Storage, n
     path = index.segments / manifest.segments[1].id / name
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    before = built.faulty.asked("GET", "gaussians")
+    before = built.asked("GET", "gaussians")
     assert len(LocalSearcher(index)) == 100
     assert path.read_bytes() == data
     # That segment, and no other.
-    assert built.faulty.asked("GET", "gaussians") == before + 1
+    assert built.asked("GET", "gaussians") == before + 1
+
+
+def test_a_writer_does_not_build_on_what_was_damaged(built: Storage) -> None:
+    index = built.on("writer")
+    delete_documents(["d1"], index)
+    path = index.segments / index.manifest().segments[2].id / "gaussians.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    roll_back(index, 1)
+    assert path.read_bytes() == data
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    manifest = compact_index(index, CompactOptions(device="cpu", retrain=True))
+    assert (manifest.documents, manifest.changes) == (100, 0)
+    assert index.verify() == manifest
 
 
 def test_a_file_that_was_cut_short_or_removed_is_fetched_again(built: Storage) -> None:
@@ -164,7 +191,7 @@ def test_what_a_writer_has_made_is_not_fetched(built: Storage) -> None:
     index = built.on("builder")
     delete_documents(["d1"], index)
     assert len(LocalSearcher(index)) == 99
-    assert not built.faulty.asked("GET", f"{built.prefix}/segments/.*/gaussians")
+    assert not built.asked("GET", "segments/.*/gaussians")
 
 
 def test_a_writer_is_given_room_for_what_it_makes(built: Storage, tmp_path: Path) -> None:
@@ -177,13 +204,15 @@ def test_a_writer_is_given_room_for_what_it_makes(built: Storage, tmp_path: Path
 
 
 def test_without_a_bound_it_is_a_share_of_the_disk(built: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = built.on("reader").manifest().segments[0].bytes
-    usage = shutil._ntuple_diskusage  # type: ignore[attr-defined]
-    monkeypatch.setattr("index.remote.cache.shutil.disk_usage", lambda _: usage(10 * size, 7 * size, 3 * size))
+    size = largest(built)
+    free = int(2.7 * size)
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr("index.remote.cache.shutil.disk_usage", lambda _: usage(10 * size, 7 * size, free))
     index = built.on("reader")
     manifest = index.manifest()
     index.fetch(manifest, manifest.segments[:2]).release()
-    with pytest.raises(InsufficientCacheError, match=f"may have {int(0.8 * 5 * size):,}"):
+    limit = int(0.8 * (free + index.cache.used()))
+    with pytest.raises(InsufficientCacheError, match=f"may have {limit:,}:"):
         LocalSearcher(index)
 
 

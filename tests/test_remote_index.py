@@ -128,10 +128,10 @@ def test_what_a_killed_build_has_put_whole_is_not_put_again(storage: Storage, co
     segments = len(re.findall("gaussians", " ".join(storage.objects())))
     assert segments == 3
     assert "CURRENT" not in storage.objects()
-    before = storage.faulty.asked("PUT", "gaussians.npy")
+    before = storage.asked("PUT", "gaussians.npy")
     # Its manifest has taken the number, and it cannot know whose that is.
     assert build_index([corpus], storage.on("one"), options()).manifest.generation == 2
-    assert storage.faulty.asked("PUT", "gaussians.npy") == before
+    assert storage.asked("PUT", "gaussians.npy") == before
     assert storage.on("two").verify().documents == 70
     assert storage.on("two").generations() == [2]
     assert "manifests/00000001.json" not in storage.objects()
@@ -188,12 +188,12 @@ def test_a_reader_sees_a_publication_by_its_token(storage: Storage, corpus: Path
     before = reader.current_token()
     assert reader.current_token() == before
     searcher = LocalSearcher(reader, device="cpu")
-    fetched = storage.faulty.asked("GET", "gaussians.npy")
+    fetched = storage.asked("GET", "gaussians.npy")
     delete_documents(["d0"], writer)
     assert reader.current_token() != before
     assert len(LocalSearcher(reader, device="cpu", known=searcher)) == 69
     # The segments are those that it has.
-    assert storage.faulty.asked("GET", "gaussians.npy") == fetched
+    assert storage.asked("GET", "gaussians.npy") == fetched
 
 
 def test_two_writers_on_one_machine_wait_for_each_other(storage: Storage, corpus: Path) -> None:

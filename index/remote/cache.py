@@ -3,7 +3,7 @@
 cache/
   indexes/<name>-<digest>/             a working copy: the directory of an index, of which files may be missing
     cached/<folder>/<name>             says that storage has this segment or file, how many bytes it takes here, and, by
-                                       its time, when it was last asked for
+                                       its time, when it was last asked for; whether it has come
     cached/manifests/                  manifests that were read, by their checksums
     locks/<folder>/<name>.lock         held by who fetches it
   leases/<any>.held, .json             held as long as somebody uses what the other lists
@@ -32,6 +32,8 @@ __all__ = ["DEFAULT_SHARE", "Cache", "CacheOptions", "Lease"]
 DEFAULT_SHARE: Final = 0.8
 """Of what the disk has free, and the cache already: the bound where none is set. The rest is for what is being built
 and written there, and for everybody else."""
+THERE: Final = " there"
+"""Ends the mark of what has come."""
 FOLDER_VARIABLE, BYTES_VARIABLE = "GAUSSEARCH_CACHE", "GAUSSEARCH_CACHE_BYTES"
 
 
@@ -104,10 +106,15 @@ class Cache:
                 mark = self._mark(index, key)
                 if key in new:
                     mark.parent.mkdir(parents=True, exist_ok=True)
-                    mark.write_text(str(size), encoding="ascii")
+                    mark.write_text(f"{size}{THERE if there else ''}", encoding="ascii")
                 else:
                     os.utime(mark)
             return lease
+
+    def arrived(self, index: str, items: Mapping[str, int]) -> None:
+        """Says that items have come of which the caller has a lease."""
+        for key, size in items.items():
+            self._mark(index, key).write_text(f"{size}{THERE}", encoding="ascii")
 
     def forget(self, index: str, key: str) -> None:
         """Removes one item, in use or not: it is damaged."""
@@ -143,7 +150,7 @@ class Cache:
     ) -> None:
         """Removes what has not been asked for longest until there is room for so many bytes more."""
         used = sum(mark.bytes for mark in marks.values())
-        limit = self._limit_beside(used)
+        limit = self._limit_beside(sum(mark.bytes for mark in marks.values() if mark.there))
         if used + new <= limit:
             return
         busy = wanted | self._leased()
@@ -161,10 +168,11 @@ class Cache:
             self._remove(index, key)
             used -= marks[index, key].bytes
 
-    def _limit_beside(self, used: int) -> int:
+    def _limit_beside(self, there: int) -> int:
+        """The bound, where so many bytes have come: what is still on its way the disk has free."""
         if self._limit is not None:
             return self._limit
-        return int(DEFAULT_SHARE * (shutil.disk_usage(self.folder).free + used))
+        return int(DEFAULT_SHARE * (shutil.disk_usage(self.folder).free + there))
 
     def _make_folders(self) -> None:
         # What is in it may be nobody else's to read.
@@ -178,10 +186,11 @@ class Cache:
             if path.parent.name == "manifests":
                 continue
             try:
-                size, used = int(path.read_text(encoding="ascii") or 0), path.stat().st_mtime_ns
+                said, used = path.read_text(encoding="ascii"), path.stat().st_mtime_ns
+                mark = _Mark(int(said.removesuffix(THERE) or 0), used, said.endswith(THERE))
             except (FileNotFoundError, ValueError):
                 continue
-            yield (path.parts[-4], f"{path.parent.name}/{path.name}"), _Mark(size, used)
+            yield (path.parts[-4], f"{path.parent.name}/{path.name}"), mark
 
     def _listed(self, index: str, keys: list[str]) -> Lease:
         path = self._leases / f"{secrets.token_hex(8)}.held"
@@ -229,3 +238,4 @@ class Cache:
 class _Mark:
     bytes: int
     used: int
+    there: bool

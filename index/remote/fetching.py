@@ -83,6 +83,8 @@ class Fetcher:
                     *(items.submit(self._fetch_shared, name, entry) for name, entry in missing.items()),
                 ]
             )
+        came = {segment_key(entry): entry.bytes for entry in incomplete}
+        self._cache.arrived(self._key, came | {name: entry.bytes for name, entry in missing.items()})
 
     def fetch_records(self, entries: Sequence[SegmentEntry]) -> None:
         """Has the segment.json of these segments there: a few kilobytes each, that are not counted."""

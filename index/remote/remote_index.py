@@ -208,7 +208,16 @@ class RemoteIndex(IndexDirectory):
         return super().files(manifest)
 
     def verify_contents(self, manifest: Manifest) -> None:
-        """As IndexDirectory, one segment after the other: the cache need not have room for all."""
+        """As IndexDirectory, one segment after the other: the cache need not have room for all. What was fetched and
+        has been damaged since is fetched again."""
+        try:
+            self._verify_contents(manifest)
+        except CorruptIndexError:
+            if not self.repair(manifest):
+                raise
+            self._verify_contents(manifest)
+
+    def _verify_contents(self, manifest: Manifest) -> None:
         shared = self.fetch(manifest, [])
         for entry in manifest.segments:
             its = self.fetch(manifest, [entry])
@@ -288,5 +297,6 @@ class RemoteIndex(IndexDirectory):
 
     def put_segment(self, folder: Path) -> None:
         """Puts a complete segment, which lies in a folder of its name, anywhere: a manifest may name it then, that is
-        published by somebody else. Raises CorruptIndexError where it is not complete."""
+        published by somebody else. Its name must be one that no other build gives, and who publishes must do so within
+        index.remote.removal.DEAD_DAYS. Raises CorruptIndexError where it is not complete."""
         put_segment(self, folder)
