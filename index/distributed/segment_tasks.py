@@ -29,7 +29,8 @@ from index.rows import Columns, VarianceAs
 from index.scanning import Found
 from index.segment_records import SegmentEntry
 from index.segments import read_segment_manifest
-from index.sources import Corpus, RejectedRows, hash_pieces
+from index.source_hashes import hash_pieces
+from index.sources import Corpus, RejectedRows
 from index.staged_documents import READ_TOGETHER, ListNumbers, LocalDocuments, lists_of_block
 from index.staging import ReadSegment
 from index.standardisation import Standardisation
@@ -127,7 +128,7 @@ class Unencodable(NamedTuple):
 
 
 def hash_part(corpus: CorpusFiles, index: int, first: int, pieces: int) -> list[str]:
-    """As index.sources.hash_pieces, of a file."""
+    """As index.source_hashes.hash_pieces, of a file."""
     file = corpus.files[index]
     with corpus.seen((file,)):
         return hash_pieces(file, first, pieces, threads=1)
