@@ -8,9 +8,7 @@ size, the pickle excepted.
 import sys
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -19,9 +17,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.background import in_order, read_ahead
-from index.cores import available_cores
-from index.durable import checksum, measure
+from index.background import read_ahead
+from index.durable import checksum
 from index.errors import InvalidOptionError, SourceError
 from index.formats import SUFFIXES, TEXT_SUFFIXES, read
 from index.labels import labelled_model, require_role
@@ -30,11 +27,11 @@ from index.rejected_rows import RejectedRows
 from index.row_checks import RowChecker, id_column
 from index.rows import Columns, RawBatch, RowDefect, SourceBatch, TextColumns, VarianceAs, place
 from index.source_files import files_of
+from index.source_hashes import hash_pieces
 from index.text.protocol import Role
 from index.text.rows import MADE, NoEncoder, TextSource
 
 __all__ = [
-    "HASHED_BYTES",
     "CheckedBatch",
     "Columns",
     "Corpus",
@@ -43,7 +40,6 @@ __all__ = [
     "SourceBatch",
     "Stamps",
     "VarianceAs",
-    "hash_pieces",
     "place",
 ]
 
@@ -53,9 +49,6 @@ TEXT_BATCH_ROWS: Final = 1024
 
 LOOKED_AT: Final = 1024
 """Rows that are read at a time to learn the dimensions of a corpus's Gaussians."""
-
-HASHED_BYTES: Final = 1 << 23
-"""How much of a file one core hashes at a time."""
 
 
 Stamps = list[tuple[int, int, int]]
@@ -310,18 +303,3 @@ class Corpus:
         batches = (batch for _, batch, _ in checked if batch is not None)
         first = next(batches, None)
         return None if first is None else first.gaussians.k
-
-
-def hash_pieces(file: Path, first: int = 0, pieces: int | None = None, threads: int | None = None) -> list[str]:
-    """The checksums of a file's pieces of HASHED_BYTES, from piece number `first` on, all or so many; of an empty file,
-    that of nothing. On all cores, if not told otherwise. Raises SourceError where it cannot be read."""
-    threads = threads or available_cores()
-    try:
-        count = max(1, -(-file.stat().st_size // HASHED_BYTES))
-        last = count if pieces is None else min(count, first + pieces)
-        starts = range(first * HASHED_BYTES, last * HASHED_BYTES, HASHED_BYTES)
-        with ThreadPoolExecutor(threads) as pool:
-            piece = partial(measure, file, size=HASHED_BYTES)
-            return [it.blake3 for it in in_order(pool, piece, starts, ahead=2 * threads)]
-    except OSError as error:
-        raise SourceError(f"{file}: cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""Builds on a Ray cluster of which something dies: the driver, or a node; and what machines do not see."""
+"""Builds on a Ray cluster of which something dies: the driver, or a node; and what machines see and have."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from index.distributed.ray_place import RayOptions, ray_place
 from index.distributed.segment_tasks import CorpusFiles, read_slice
 from index.distributed.sites import BuildSite
 from index.encoding import Encoding
-from index.errors import ClusterError
+from index.errors import ClusterError, DeviceUnavailableError
 from index.manifest import IndexKind
 from index.rows import Columns, VarianceAs
 from index.staging import BuildPlan, Staging
@@ -116,6 +116,17 @@ def with_its_node(node_id: str, marker: Path) -> Callable[..., Any]:
         return read_slice(*arguments)
 
     return killing
+
+
+def test_where_there_are_gpus_a_task_that_encodes_is_given_one(nodes: RayNodes, corpus: Path, tmp_path: Path) -> None:
+    directory, node = IndexDirectory(tmp_path / "index"), nodes.add(1, num_gpus=1)
+    with nodes.connected(), ray_place(RayOptions(gpus=0.5)) as place:
+        # Ray believes that there is one; torch, in the task that it was given to, does not.
+        with pytest.raises(DeviceUnavailableError, match="cuda"):
+            build_index([corpus], directory, BuildOptions(segment_docs=100), place=place)
+        summary = build_index([corpus], directory, BuildOptions(segment_docs=100, device="cpu"), place=place)
+    assert summary.resumed_documents == 10 * SEGMENTS
+    nodes.remove(node)
 
 
 def test_a_node_that_does_not_see_a_source_or_the_index_is_named(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_what_lies_in_storage_is_the_local_build_to_the_last_byte(
     assert stored(storage) == contents(here)
     # The driver has fetched nothing of the documents themselves.
     assert list(there.path.rglob("gaussians.npy")) == []
-    its = IndexDirectory.of(storage.uri)
+    its = storage.on("driver")
     assert its.verify() == built.manifest
     query = random_gaussians(1, built.manifest.k)
     assert LocalSearcher(its).search(query, 5)[0].ids == LocalSearcher(here).search(query, 5)[0].ids

@@ -15,7 +15,8 @@ from index.distributed.segment_tasks import CorpusFiles, hash_part
 from index.distributed.tasks import Tasks
 from index.errors import BuildError, DeviceUnavailableError
 from index.progress import Progress
-from index.sources import HASHED_BYTES, Columns, Corpus, RejectedRows, Stamps
+from index.source_hashes import HASHED_BYTES
+from index.sources import Columns, Corpus, RejectedRows, Stamps
 from index.vectors import resolve_device
 
 __all__ = ["RayOptions", "RayPlace", "ray_place"]

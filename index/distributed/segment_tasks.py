@@ -29,10 +29,12 @@ from index.rows import Columns, VarianceAs
 from index.scanning import Found
 from index.segment_records import SegmentEntry
 from index.segments import read_segment_manifest
-from index.sources import Corpus, RejectedRows, hash_pieces
+from index.source_hashes import hash_pieces
+from index.sources import Corpus, RejectedRows
 from index.staged_documents import READ_TOGETHER, ListNumbers, LocalDocuments, lists_of_block
 from index.staging import ReadSegment
 from index.standardisation import Standardisation
+from index.vectors import resolve_device
 
 __all__ = [
     "Completed",
@@ -126,7 +128,7 @@ class Unencodable(NamedTuple):
 
 
 def hash_part(corpus: CorpusFiles, index: int, first: int, pieces: int) -> list[str]:
-    """As index.sources.hash_pieces, of a file."""
+    """As index.source_hashes.hash_pieces, of a file."""
     file = corpus.files[index]
     with corpus.seen((file,)):
         return hash_pieces(file, first, pieces, threads=1)
@@ -177,7 +179,7 @@ def _content(path: Path) -> bytes:
 def complete_segment(
     staged: Staged, form: SegmentForm, standardisation: Standardisation, device: str
 ) -> Completed | Unencodable:
-    """Makes a segment that has been read complete, unless an earlier run has."""
+    """Makes a segment that has been read complete, unless an earlier run has. Raises DeviceUnavailableError."""
     site, ordinal, read = staged
     with site.workspace() as work, torch_on_one_core():
         entry = work.completed(ordinal, read.documents, form.codebook)
@@ -185,7 +187,7 @@ def complete_segment(
         if entry is None:
             work.bring(ordinal, read, ["gaussians.npy"])
             try:
-                entry = encode_segment(folder, read, form, standardisation, torch.device(device), work.syncer)
+                entry = encode_segment(folder, read, form, standardisation, resolve_device(device), work.syncer)
             except NotEncodableError as error:
                 work.bring(ordinal, read, ["ids.arrow"])
                 return Unencodable(read_ids(folder / "ids.arrow")[error.row].as_py(), str(error))
@@ -251,7 +253,7 @@ def list_documents(
     staged: Staged, centroids: torch.Tensor, standardisation: Standardisation, device: str
 ) -> ListNumbers:
     """The lists of a segment's documents, (n,)."""
-    on_device = centroids.to(device)
+    on_device = centroids.to(resolve_device(device))
     with _gaussians(staged) as documents, torch_on_one_core():
         blocks = documents.batches(READ_TOGETHER)
         return np.concatenate([lists_of_block(on_device, standardisation, block) for block in blocks])

@@ -20,7 +20,7 @@ OF_LINES: Final = (".jsonl", ".ndjson")
 
 
 class Mark(NamedTuple):
-    """A place in a corpus: behind `skipped` good rows of the batch that begins with a record of a file."""
+    """A place in a corpus: behind `skipped` good rows, from a record of a file on."""
 
     file: int
     record: int
@@ -55,9 +55,13 @@ def count_rows(corpus: Corpus, index: int, k: int | None, *, skips: bool) -> lis
             counted.append(Counted(its.begins, 0 if its.batch is None else len(its.batch), in_one_batch=True))
         return counted
     batches = list(corpus.records(index))
-    if base_suffix(corpus.files[index]) in OF_LINES:
+    if _is_of_lines(corpus, index):
         return [Counted(record, rows, in_one_batch=True) for record, rows in batches]
     return [Counted(0, sum(rows for _, rows in batches), in_one_batch=False)]
+
+
+def _is_of_lines(corpus: Corpus, index: int) -> bool:
+    return base_suffix(corpus.files[index]) in OF_LINES
 
 
 def cut(counts: Sequence[Iterable[Counted]], segment_docs: int) -> list[Slice]:
@@ -79,43 +83,67 @@ def cut(counts: Sequence[Iterable[Counted]], segment_docs: int) -> list[Slice]:
 def batches_of(corpus: Corpus, part: Slice, k: int | None) -> Iterator[SourceBatch]:
     """The good rows of a slice; the others have been reported when what follows them comes. Raises SourceError."""
     first, last = part.first, part.last
+    begin = _Begin(first.skipped)
+    end = _End(last, of_lines=last.file < len(corpus.files) and _is_of_lines(corpus, last.file))
     for its in corpus.checked((first.file, first.record), k):
-        place = its.file_index, its.begins
-        if place > last[:2] or (place == last[:2] and not last.skipped):
+        if its.file_index > last.file or (
+            its.file_index == last.file and not last.skipped and its.begins >= last.record
+        ):
             return
-        if place == last[:2]:
-            its = _before(its, last.skipped)
-        elif its.file_index == last.file:
-            its = _before_record(its, last.record)
-        if place == first[:2] and first.skipped:
-            its = _behind(its, first.skipped)
+        if its.file_index == last.file:
+            its = end.cut(its)
+        its = begin.cut(its)
         corpus.report(corpus.files[its.file_index], its.defects)
         if its.batch is not None:
             yield its.batch
+        if end.reached:
+            return
 
 
-def _before(its: CheckedBatch, rows: int) -> CheckedBatch:
-    """The first so many good rows, fewer than there are, and what is wrong with those before the next."""
-    if its.batch is None:
-        return its
-    batch, rest = its.batch.split(rows)
-    bound = np.inf if rest is None else int(rest.rows[0])
+class _Begin:
+    """Leaves out so many good rows that come first, and what is wrong with those before the next: it has been reported
+    by whoever reads the slice before. Readers may make other batches of them than when they were counted."""
+
+    def __init__(self, skipped: int) -> None:
+        self._skipped, self._begun = skipped, not skipped
+
+    def cut(self, its: CheckedBatch) -> CheckedBatch:
+        if self._begun:
+            return its
+        rows = 0 if its.batch is None else len(its.batch)
+        if its.batch is None or rows <= self._skipped:
+            self._skipped -= rows
+            return its._replace(batch=None, defects=[])
+        self._begun = True
+        rest = its.batch.split(self._skipped)[1] if self._skipped else its.batch
+        bound = int(rest.rows[0]) if rest is not None else 0
+        return its._replace(batch=rest, defects=[defect for defect in its.defects if defect.row >= bound])
+
+
+class _End:
+    """Leaves out what lies behind a mark, in its file."""
+
+    def __init__(self, mark: Mark, *, of_lines: bool) -> None:
+        """`of_lines` is of the mark's file."""
+        self._record, self._by_record, self._left = mark.record, not mark.skipped, mark.skipped
+        self._of_lines = of_lines
+        self.reached = False
+
+    def cut(self, its: CheckedBatch) -> CheckedBatch:
+        before = 0 if its.batch is None else int(np.searchsorted(its.batch.ordinals, self._record))
+        behind = 0 if its.batch is None else len(its.batch) - before
+        if self._by_record:
+            # A batch of lines ends there; where rows are records, it may go on.
+            return its if self._of_lines else _first_rows(its, before, self._record)
+        if its.batch is None or behind <= self._left:
+            self._left -= behind
+            return its
+        self.reached = True
+        kept = before + self._left
+        return _first_rows(its, kept, int(its.batch.rows[kept]))
+
+
+def _first_rows(its: CheckedBatch, rows: int, bound: int) -> CheckedBatch:
+    """The first so many good rows, and what is wrong with those before row number `bound`."""
+    batch = its.batch.split(rows)[0] if its.batch is not None and rows else None
     return its._replace(batch=batch, defects=[defect for defect in its.defects if defect.row < bound])
-
-
-def _behind(its: CheckedBatch, rows: int) -> CheckedBatch:
-    """What `_before` leaves."""
-    rest = None if its.batch is None else its.batch.split(rows)[1]
-    if rest is None:
-        return its._replace(batch=None, defects=[])
-    return its._replace(batch=rest, defects=[defect for defect in its.defects if defect.row >= int(rest.rows[0])])
-
-
-def _before_record(its: CheckedBatch, record: int) -> CheckedBatch:
-    """The rows before a record of the file, of a format whose rows are its records."""
-    defects = [defect for defect in its.defects if defect.row < record]
-    if its.batch is None:
-        return its._replace(defects=defects)
-    rows = int(np.searchsorted(its.batch.ordinals, record))
-    batch = None if rows == 0 else its.batch.split(rows)[0]
-    return its._replace(batch=batch, defects=defects)
