@@ -47,7 +47,7 @@ def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False)
         if plan_only:
             return
         with _told_to_end() as told:
-            _serve(options, application(options, keys, plan), told, keep=joined and options.keep_serving)
+            _serve(options, application(options, keys, plan), told, joined=joined)
 
 
 def _for_other_processes(options: ServeOptions) -> ServeOptions:
@@ -74,7 +74,8 @@ def _require_possible(options: ServeOptions) -> None:
         raise InvalidOptionError(f"workers is {options.workers}; on a cluster, give ingress-replicas in its place")
 
 
-def _serve(options: ServeOptions, application: Any, told: "_Told", *, keep: bool) -> None:
+def _serve(options: ServeOptions, application: Any, told: "_Told", *, joined: bool) -> None:
+    """Serves until told to end; `joined` says that the cluster is not this command's own, which ends with it."""
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
@@ -100,13 +101,16 @@ def _serve(options: ServeOptions, application: Any, told: "_Told", *, keep: bool
         serve.run(application, name=NAME, route_prefix="/")
         logger.info("serving on %s:%d", options.host, options.port)
         told.wait()
+    except KeyboardInterrupt:
+        # It may have answered already: this is the orderly end of a service, if a fast one.
+        logger.info("told to end while it was being started")
     except (RayServeException, RuntimeError) as error:
         raise ClusterError(f"the service could not be started: {error}") from error
     finally:
-        if not keep:
+        if not (joined and options.keep_serving):
             serve.delete(NAME)
-        if not keep and others is None:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            if joined and others is None:
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _require_same(found: Any, wanted: dict[str, Any]) -> None:
