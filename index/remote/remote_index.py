@@ -13,7 +13,13 @@ from pathlib import Path
 
 from index.current import TOKEN_BYTES, Named, named_by, token_for
 from index.durable import checksum
-from index.errors import CorruptIndexError, IndexDirectoryError, IndexNotFoundError, StorageError
+from index.errors import (
+    CorruptIndexError,
+    GenerationNotFoundError,
+    IndexDirectoryError,
+    IndexNotFoundError,
+    StorageError,
+)
 from index.generation_files import deleted_rows, open_segments, read_codebook, structure_file
 from index.generations import MANIFEST_BYTES, remove_unnamed
 from index.layout import Folder, manifest_name, record_name
@@ -25,7 +31,7 @@ from index.remote.fetching import Fetcher, in_parallel, items_of, segment_key, w
 from index.remote.location import Location
 from index.remote.objects import ObjectStorage
 from index.remote.remote_publication import publish, put_segment
-from index.remote.working_copy import CURRENT, Published, Writing, mirror
+from index.remote.working_copy import CURRENT, Published, Writing, mirror, pinned_in
 from index.retention import Retention
 from index.segment_records import SegmentEntry
 from index.segments import SEGMENT_RECORD_BYTES, verify_segment
@@ -153,20 +159,22 @@ class RemoteIndex(IndexDirectory):
 
     def pinned(self) -> set[int]:
         """As IndexDirectory."""
-        if self._writing is not None:
-            return super().pinned()
-        names = [Path(each.name).name for each in self.storage.list(Folder.PINS)]
-        return {int(name) for name in names if len(name) == 8 and name.isdecimal()}
+        return {int(name) for name in pinned_in(self.storage)}
 
     def pin(self, number: int) -> None:
-        """As IndexDirectory, for writers on all machines."""
+        """As IndexDirectory, for writers on all machines: also for one that has the lock of its machine already."""
         super().pin(number)
-        self.storage.put(f"{Folder.PINS}/{number:08d}", b"")
+        name = f"{Folder.PINS}/{number:08d}"
+        self.storage.put(name, b"")
+        # Whoever removes it removes its record, and then looks for this: one of the two sees the other.
+        if number != self.live_generation() and not self.storage.exists(str(record_name(number))):
+            self.unpin(number)
+            raise GenerationNotFoundError(f"generation {number} of {self} has just been removed by another writer")
 
     def unpin(self, number: int) -> None:
         """As IndexDirectory."""
         self.storage.delete(f"{Folder.PINS}/{number:08d}")
-        super().unpin(number)
+        (self.pins / f"{number:08d}").unlink(missing_ok=True)
 
     # Files.
 

@@ -46,9 +46,14 @@ def remove_generations(index: "RemoteIndex", retention: Retention, foreign: Coll
     manifests = {number: _readable(index, number) for number in index.generations()}
     kept = retention.kept(manifests, index.pinned() | held(index.pins))
     gone = {number: manifest for number, manifest in manifests.items() if number not in kept}
-    for number in gone:
-        # First what says that it is one.
-        storage.delete(str(record_name(number)), str(manifest_name(number)))
+    for number in list(gone):
+        # First what says that it is one: who pins it looks for that when the pin is there.
+        storage.delete(str(record_name(number)))
+        if number in index.pinned():
+            storage.put(str(record_name(number)), index.record_file(number).read_bytes())
+            del gone[number]
+            continue
+        storage.delete(str(manifest_name(number)))
         index.record_file(number).unlink(missing_ok=True)
         index.manifest_file(number).unlink(missing_ok=True)
     candidates = {key for manifest in gone.values() if manifest is not None for key in items_of(manifest)}
