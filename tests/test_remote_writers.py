@@ -105,6 +105,21 @@ def test_one_that_stalls_before_current_has_lost_when_it_wakes(built: Storage, w
     assert ids(built, "reader") == BASE - {"d1", "d2", "d3"}
 
 
+def test_an_answer_that_is_lost_until_another_has_published_on_top(built: Storage, workers: Workers) -> None:
+    """CURRENT is another then, and yet it has published: saying that it has not would have it done twice."""
+    built.fail("lose", method="PUT", name="CURRENT")
+    again = built.fail("hang", method="PUT", name="CURRENT")
+    first = workers.start(built, "first", "delete", ids=["d0"])
+    again.reached.wait()
+    delete_documents(["d1"], built.on("other"))
+    again.release.set()
+    assert first.wait() == {"generation": 2}
+    reader = built.on("reader")
+    assert (reader.generations(), reader.manifest().changes) == ([2, 3], 2)
+    assert reader.verify(2).documents == 29
+    assert ids(built, "reader") == BASE - {"d0", "d1"}
+
+
 @pytest.fixture
 def going_back(built: Storage, tmp_path: Path, workers: Workers) -> Iterator[tuple[Fault, Running]]:
     """Generation 3 has just been published, whose writer is about to remove generation 1, of other segments."""
