@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
@@ -195,11 +195,13 @@ def _has_size(path: Path, entry: FileEntry) -> bool:
 
 
 def _all(pending: Sequence[Future[None] | Future[object]]) -> None:
-    """Waits for all; once one has failed, what has not begun is not."""
+    """Waits for all; once one has failed, what has not begun is not. What has is waited for: it is under a lock that
+    its caller holds, and would write beside whoever takes that next."""
     try:
         for each in pending:
             each.result()
     except BaseException:
         for each in pending:
             each.cancel()
+        wait(pending)
         raise
