@@ -20,13 +20,13 @@ from blake3 import blake3
 from index.durable import naming
 from index.errors import CorruptIndexError, StorageError, StorageUnreachableError
 from index.records import FileEntry
-from index.remote.client import client_options, retry_config
+from index.remote.client import client_options, retry_config, upload_options
 from index.remote.location import Location
 from index.remote.refusals import failure, said_of, status_of
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore
 
 __all__ = ["Listed", "ObjectStorage", "Stored", "Version"]
 
@@ -39,8 +39,11 @@ CHUNK_BYTES: Final = 1 << 20
 RESUMED: Final = 5
 """How often a body that ends too early is gone on with, each time that not even PROGRESS came."""
 PROGRESS: Final = 8 << 20
-MARK: Final = "gaussearch-writer"
-"""The attribute by which a writer knows an object that it has put."""
+MARK: Final = "gaussearchwriter"
+"""The attribute by which a writer knows an object that it has put. Azure takes letters, digits and _ in such a name,
+and some proxies drop headers with _."""
+PARTS_TOGETHER: Final = 2
+"""Of a file, sent at a time; each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,17 @@ class ObjectStorage:
         self.location = location
         self._obstore, self._errors = obstore, obstore.exceptions
         try:
-            store = obstore.store.from_url(str(location), client_options=client_options(), retry_config=retry_config())
+            self._store, self._uploads = (
+                self._opened_store(options) for options in (client_options(), upload_options())
+            )
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise StorageError(f"{location} cannot be used: {said_of(error)}") from error
-        self._store: ObjectStore = store
+
+    def _opened_store(self, options: "ClientConfig") -> "ObjectStore":
+        store: ObjectStore = self._obstore.store.from_url(
+            str(self.location), client_options=options, retry_config=retry_config()
+        )
+        return store
 
     def where(self, name: str) -> str:
         """An object, as messages call it."""
@@ -144,9 +154,13 @@ class ObjectStorage:
         if isinstance(data, Path):
             # Of one size at a time, so that a file that grows meanwhile is no other number of parts.
             size = data.stat().st_size
-            options = {"use_multipart": size > PART_BYTES, "chunk_size": max(PART_BYTES, -(-size // MOST_PARTS))}
+            options = {
+                "use_multipart": size > PART_BYTES,
+                "chunk_size": max(PART_BYTES, -(-size // MOST_PARTS)),
+                "max_concurrency": PARTS_TOGETHER,
+            }
         try:
-            self._obstore.put(self._store, name, data, **options)
+            self._obstore.put(self._uploads, name, data, **options)
         except (FileNotFoundError, self._errors.NotFoundError) as error:
             self._require_bucket(error)
             raise self._failed(name, "written", error) from error
