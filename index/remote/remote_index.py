@@ -20,7 +20,7 @@ from index.errors import (
     IndexNotFoundError,
     StorageError,
 )
-from index.generation_files import deleted_rows, open_segments, read_codebook, structure_file
+from index.generation_files import deleted_rows, open_segments, read_codebook, shared_files, structure_file
 from index.generations import MANIFEST_BYTES, remove_unnamed
 from index.layout import Folder, manifest_name, record_name
 from index.locking import writer_lock
@@ -149,6 +149,7 @@ class RemoteIndex(IndexDirectory):
     def keep_manifest(self, generation: int, checksum: str, data: bytes) -> None:
         """Has a manifest at hand for whoever reads it the next time, and not one for each that there has been."""
         kept = self._kept_manifest(generation, checksum)
+        self.cache.make()
         write_whole(kept, data)
         others = sorted(kept.parent.glob("*.json"))
         for path in others[:-MANIFESTS_KEPT]:
@@ -211,9 +212,8 @@ class RemoteIndex(IndexDirectory):
         return bool(damaged)
 
     def files(self, manifest: Manifest) -> dict[Path, FileEntry]:
-        """As IndexDirectory."""
-        self._fetcher.fetch_records(manifest.segments)
-        return super().files(manifest)
+        """As IndexDirectory; they need not be here."""
+        return self._fetcher.files_of_segments(manifest.segments) | shared_files(manifest)
 
     def verify_contents(self, manifest: Manifest) -> None:
         """As IndexDirectory, one segment after the other: the cache need not have room for all. What was fetched and
@@ -258,6 +258,7 @@ class RemoteIndex(IndexDirectory):
 
     def hold(self, number: int) -> contextlib.AbstractContextManager[None]:
         """As IndexDirectory, for writers on this machine: to keep one from those on others, pin it."""
+        self.cache.make()
         self.pins.mkdir(parents=True, exist_ok=True)
         return super().hold(number)
 
@@ -267,6 +268,7 @@ class RemoteIndex(IndexDirectory):
     def lock(self, wait: float = 0.0) -> Iterator[None]:
         """As IndexDirectory: it keeps writers on this machine apart. Those on others are kept apart by what they
         publish (index.remote.remote_publication)."""
+        self.cache.make()
         with writer_lock(self, wait):
             self._writing = mirror(self, self.storage)
             try:
