@@ -121,8 +121,11 @@ def test_a_refusal_says_what_storage_says_and_what_to_do(built: Storage, code: s
 @pytest.mark.parametrize("what", ["cut", "SlowDown", "truncate"])
 def test_what_does_not_pass_is_told(built: Storage, what: str) -> None:
     built.fail(what, name="gaussians", times=10_000)
-    with pytest.raises(StorageUnreachableError, match=rf"{built.uri}/segments/.*/gaussians\.npy .*(tries|times)"):
+    with pytest.raises(
+        StorageUnreachableError, match=rf"{built.uri}/segments/.*/gaussians\.npy .*(tries|times)"
+    ) as told:
         LocalSearcher(built.on("reader"))
+    assert told.value.__cause__ is not None, "for who must find out more"
     assert not unfinished(built, "reader")
     built.faulty.heal()
     assert len(LocalSearcher(built.on("reader"))) == 40

@@ -5,7 +5,6 @@ stopped, and a conditional put whose answer was lost is looked after. Everything
 enough, becomes an error of index.errors that names the object.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import os
@@ -103,6 +102,7 @@ class ObjectStorage:
 
     def get(self, name: str, limit: int) -> Stored | None:
         """A small object; None where there is none. Raises CorruptIndexError where it has more bytes than `limit`."""
+        cause: Exception | None = None
         for _ in range(RESUMED):
             found = self._opened(name, {})
             if found is None:
@@ -111,11 +111,16 @@ class ObjectStorage:
                 raise CorruptIndexError(
                     f"{self.where(name)} has {found.meta['size']} bytes, and such an object at most {limit}"
                 )
-            with contextlib.suppress(self._errors.BaseError):
+            try:
                 data = bytes(found.bytes())
-                if len(data) == found.meta["size"]:
-                    return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
-        raise StorageUnreachableError(f"{self.where(name)} has come cut short {RESUMED} times: see to the network")
+            except self._errors.BaseError as error:
+                cause = error
+                continue
+            if len(data) == found.meta["size"]:
+                return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
+        raise StorageUnreachableError(
+            f"{self.where(name)} has come cut short {RESUMED} times: see to the network"
+        ) from cause
 
     def _opened(self, name: str, options: Any) -> "GetResult | None":
         """An object whose bytes are to come; None where there is none."""
@@ -247,6 +252,7 @@ class ObjectStorage:
     def stream(self, name: str, expected: FileEntry) -> Iterator[memoryview]:
         """The bytes of an object, as many as it is to have; what is cut off is gone on with."""
         start, attempts, e_tag = 0, RESUMED, None
+        cause: Exception | None = None
         while attempts:
             before = start
             # Another object that has taken its place meanwhile must not follow the beginning of this one.
@@ -256,17 +262,19 @@ class ObjectStorage:
             if found.meta["size"] != expected.bytes:
                 raise CorruptIndexError(f"{self.where(name)} has {found.meta['size']} bytes, not {expected.bytes}")
             e_tag = found.meta["e_tag"]
-            with contextlib.suppress(self._errors.BaseError):
+            try:
                 for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
                     view = memoryview(chunk)
                     start += view.nbytes
                     yield view
+            except self._errors.BaseError as error:
+                cause = error
             if start == expected.bytes:
                 return
             attempts = RESUMED if start - before >= PROGRESS else attempts - 1
         raise StorageUnreachableError(
             f"{self.where(name)} has ended after {start} of {expected.bytes} bytes, {RESUMED} times: see to the network"
-        )
+        ) from cause
 
     def _require_checksum(self, name: str, found: str, expected: FileEntry) -> None:
         if found != expected.blake3:
