@@ -16,7 +16,7 @@ from index.layout import Folder, Layout
 from index.manifest import Manifest
 from index.records import FileEntry
 from index.scalar_codebook import ScalarCodebook
-from index.segment_records import DeletesRecord, SegmentEntry
+from index.segment_records import DeletesRecord, SegmentEntry, SegmentManifest
 from index.segments import Segment, open_segment, read_segment_manifest, verify_segment
 from index.untrusted import IndexFile
 
@@ -26,6 +26,7 @@ __all__ = [
     "files_of",
     "open_segments",
     "read_codebook",
+    "segment_files",
     "shared_files",
     "structure_file",
     "verify_files",
@@ -110,11 +111,15 @@ def files_of(layout: Layout, manifest: Manifest) -> dict[Path, FileEntry]:
     found: dict[Path, FileEntry] = {}
     for entry in manifest.segments:
         segment = read_segment_manifest(layout.segments / entry.id, entry)
-        folder = Path(Folder.SEGMENTS, entry.id)
-        size = (layout.segments / entry.id / "segment.json").stat().st_size
-        found[folder / "segment.json"] = FileEntry(bytes=size, blake3=entry.blake3)
-        found |= {folder / name: segment.files[name] for name in sorted(segment.files)}
+        found |= segment_files(entry, segment, (layout.segments / entry.id / "segment.json").stat().st_size)
     return found | shared_files(manifest)
+
+
+def segment_files(entry: SegmentEntry, segment: SegmentManifest, size: int) -> dict[Path, FileEntry]:
+    """The files of a segment whose segment.json has so many bytes, relative to the directory of the index."""
+    folder = Path(Folder.SEGMENTS, entry.id)
+    record = {folder / "segment.json": FileEntry(bytes=size, blake3=entry.blake3)}
+    return record | {folder / name: segment.files[name] for name in sorted(segment.files)}
 
 
 def shared_files(manifest: Manifest) -> dict[Path, FileEntry]:

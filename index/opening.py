@@ -77,14 +77,16 @@ class OpenedIndex:
         repaired = False
         while True:
             token = directory.current_token() if manifest is None else ""
-            part = Part.of(manifest or directory.manifest(), segments)
+            its = manifest
             try:
-                return cls._open(directory, how, part, verify=verify, known=known)
+                # Also the manifest may go while it is read.
+                its = its or directory.manifest()
+                return cls._open(directory, how, Part.of(its, segments), verify=verify, known=known)
             except (CorruptIndexError, FileNotFoundError):
                 if manifest is None and directory.current_token() != token:
                     continue
                 # What was fetched and has been damaged since is fetched again; once, for the disk may damage it again.
-                if repaired or not directory.repair(part.manifest):
+                if its is None or repaired or not directory.repair(its):
                     raise
                 repaired = True
 

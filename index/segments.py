@@ -37,6 +37,7 @@ __all__ = [
     "Segment",
     "find_segment",
     "open_segment",
+    "parse_segment_manifest",
     "read_segment_manifest",
     "verify_segment",
 ]
@@ -165,7 +166,11 @@ def _file(folder: Path, manifest: SegmentManifest, name: str) -> IndexFile:
 def read_segment_manifest(folder: Path, entry: SegmentEntry) -> SegmentManifest:
     """What segment.json says; raises CorruptIndexError where it is not what the index's manifest expects."""
     path = folder / "segment.json"
-    data = IndexFile(path, folders=2).contents(SEGMENT_RECORD_BYTES)
+    return parse_segment_manifest(path, IndexFile(path, folders=2).contents(SEGMENT_RECORD_BYTES), entry)
+
+
+def parse_segment_manifest(path: Path | str, data: bytes, entry: SegmentEntry) -> SegmentManifest:
+    """The same for the bytes of a segment.json that are said to lie there."""
     if checksum(data) != entry.blake3:
         raise CorruptIndexError(f"{path} does not match its checksum in the index's manifest")
     try:

@@ -119,17 +119,19 @@ class Committer:
 
     def _commit_after_others(self, jobs: list[WriteJob]) -> None:
         """`_commit`, on what another machine has published where that came first."""
+        last: PublicationConflictError | None = None
         for _ in range(CONFLICTS):
             try:
                 self._commit(jobs)
                 return
             except PublicationConflictError as error:
                 # Nothing of these has been published, and none of these has been told anything.
+                last = error
                 logger.warning("writes of %d requests are made again: %s", len(jobs), error)
         raise WriteFailedError(
             f"others have published {CONFLICTS} times meanwhile: repeat it, with the same Idempotency-Key if any",
             headers={"Retry-After": "5"},
-        )
+        ) from last
 
     def _commit(self, jobs: list[WriteJob]) -> None:
         """Publishes one generation with the changes of these jobs, has it searched, and answers them."""

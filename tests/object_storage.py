@@ -30,7 +30,7 @@ SIGNED = "AWS4-HMAC-SHA256 Credential=key/20200101/us-east-1/s3/aws4_request, Si
 CHANGES = ("PUT", "POST", "DELETE")
 QUICK = Patience(connect=5.0, read=20.0, retries=3, retry_seconds=20.0, first_wait=0.01)
 """Nothing is waited for that need not be."""
-IMPATIENT = Patience(connect=1.0, read=0.5, retries=1, retry_seconds=5.0, first_wait=0.01)
+IMPATIENT = Patience(connect=1.0, read=0.5, upload=0.5, retries=1, retry_seconds=5.0, first_wait=0.01)
 """For servers that do not answer at all."""
 
 ERROR = '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'

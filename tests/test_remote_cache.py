@@ -1,6 +1,7 @@
 """The cache of a machine: bounded, shared by its processes, and never without what somebody uses."""
 
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from index import (
     roll_back,
 )
 from index.errors import CorruptIndexError, InsufficientCacheError, InvalidOptionError
-from index.remote.cache import Cache, CacheOptions
+from index.remote.cache import Cache, CacheOptions, part_of
 from index.remote.location import Location
 from index.remote.remote_index import RemoteIndex
 from tests.conftest import random_gaussians, write_corpus
@@ -54,6 +55,41 @@ def test_segments_are_fetched_that_are_asked_for(built: Storage) -> None:
     assert built.asked("GET", f"{first.id}/gaussians") == 1
     lease.release()
     assert len(LocalSearcher(index)) == 100
+
+
+@pytest.mark.parametrize("first", ["manifest", "build", "hold"])
+def test_nobody_else_can_read_it_whatever_is_done_first(storage: Storage, tmp_path: Path, first: str) -> None:
+    corpus = write_corpus(tmp_path / "corpus.parquet", random_gaussians(10, K, seed=1))
+    build_index([corpus], storage.on("builder"), BuildOptions(device="cpu"))
+    index = storage.on("builder" if first == "build" else "other")
+    if first == "manifest":
+        index.manifest()
+    elif first == "hold":
+        with index.hold(1):
+            pass
+    assert stat.S_IMODE(index.cache.folder.stat().st_mode) == 0o700
+
+
+def test_looking_at_the_objects_leaves_nothing_here(built: Storage) -> None:
+    """No segment is begun that no mark stands for, or beside who is fetching it."""
+    index = built.on("reader")
+    manifest = index.manifest()
+    index.verify_stored(manifest)
+    assert not cached(index)
+    LocalSearcher(index)
+    asked = built.asked("GET", "segment.json")
+    assert len(index.files(manifest)) == len(built.on("another").files(manifest)) > 4
+    assert built.asked("GET", "segment.json") == asked + 4
+
+
+def test_what_was_begun_goes_with_what_it_is_of(built: Storage) -> None:
+    index = built.on("reader", bytes=100)
+    index.cache.lease("any", {"deletes/a.npy": 90}).release()
+    begun = part_of(index.cache.index_folder("any") / "deletes" / "a.npy")
+    begun.parent.mkdir()
+    begun.touch()
+    index.cache.lease("any", {"deletes/b.npy": 90})
+    assert not begun.exists()
 
 
 def test_what_has_not_been_asked_for_longest_makes_room(built: Storage) -> None:

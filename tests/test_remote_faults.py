@@ -1,7 +1,11 @@
 """What goes wrong on the way to object storage: it is made up for, or told in a line that says what to do, and nothing
 half-written stays."""
 
+import dataclasses
 import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from index.errors import (
     StorageError,
     StorageUnreachableError,
 )
+from index.remote.fetching import _all
+from index.remote.objects import MARK
 from tests.conftest import random_gaussians, write_corpus
 from tests.object_storage import BUCKET, IMPATIENT, Storage
 
@@ -115,8 +121,11 @@ def test_a_refusal_says_what_storage_says_and_what_to_do(built: Storage, code: s
 @pytest.mark.parametrize("what", ["cut", "SlowDown", "truncate"])
 def test_what_does_not_pass_is_told(built: Storage, what: str) -> None:
     built.fail(what, name="gaussians", times=10_000)
-    with pytest.raises(StorageUnreachableError, match=rf"{built.uri}/segments/.*/gaussians\.npy .*(tries|times)"):
+    with pytest.raises(
+        StorageUnreachableError, match=rf"{built.uri}/segments/.*/gaussians\.npy .*(tries|times)"
+    ) as told:
         LocalSearcher(built.on("reader"))
+    assert told.value.__cause__ is not None, "for who must find out more"
     assert not unfinished(built, "reader")
     built.faulty.heal()
     assert len(LocalSearcher(built.on("reader"))) == 40
@@ -127,6 +136,50 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_ever(built: Storage, m
     built.fail("hang", name="CURRENT", times=10_000)
     with pytest.raises(StorageUnreachableError, match=rf"{built.uri}/CURRENT cannot be read, after several tries"):
         built.on("reader").current_token()
+
+
+def test_a_file_may_take_longer_to_send_than_an_answer_to_come(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slow line: no byte that is sent is taken for a sign of life."""
+    monkeypatch.setattr("index.remote.client.PATIENCE", dataclasses.replace(IMPATIENT, upload=120.0))
+    (tmp_path / "file").write_bytes(b"x" * 100)
+    index = storage.on("one")
+    slow = storage.fail("hang", method="PUT", name="file")
+    storage.fail("hang", name="CURRENT", times=10_000)
+    with ThreadPoolExecutor(1) as threads:
+        sent = threads.submit(index.storage.put, "file", tmp_path / "file")
+        slow.reached.wait()
+        with pytest.raises(StorageUnreachableError):
+            index.current_token()
+        assert not sent.done()
+        slow.release.set()
+        sent.result()
+    assert storage.objects() == {"file": b"x" * 100}
+
+
+def test_names_of_attributes_are_such_as_all_storage_takes() -> None:
+    assert re.fullmatch("[a-z]+", MARK), "of Azure, they are identifiers; of S3, they come back in small letters"
+
+
+def test_what_fails_leaves_nothing_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller lets go of a lock then, and who takes that would write to the same files."""
+    told = threading.Event()
+
+    def waited(pending: Sequence[Future[object]]) -> None:
+        told.set()
+        wait(pending)
+
+    monkeypatch.setattr("index.remote.fetching.wait", waited)
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(told.wait)
+        failed: Future[object] = threads.submit(int, "x")
+        try:
+            with pytest.raises(ValueError, match="invalid literal"):
+                _all([failed, slow])
+            assert slow.done()
+        finally:
+            told.set()
 
 
 def test_nobody_there_is_told(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

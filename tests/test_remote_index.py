@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from index import (
@@ -24,7 +25,9 @@ from index import (
     roll_back,
 )
 from index.errors import CorruptIndexError, IndexLockedError, IndexNotFoundError, StorageError
+from index.remote.objects import ObjectStorage
 from index.remote.remote_index import RemoteIndex
+from index.writer import IndexWriter
 from tests.conftest import random_gaussians, write_corpus
 from tests.object_storage import Storage
 
@@ -164,6 +167,49 @@ def test_a_pin_keeps_a_generation_from_writers_on_other_machines(storage: Storag
     delete_documents(["d4"], two)
     assert one.generations() == [4, 5]
     assert not any(name.startswith("pins") for name in storage.objects())
+
+
+def test_a_pin_keeps_a_generation_from_a_writer_that_has_begun(storage: Storage, corpus: Path) -> None:
+    one, two = storage.on("one"), storage.on("two")
+    build_index([corpus], one, options())
+    delete_documents(["d1"], one)
+    with two.lock():
+        writer = IndexWriter(two)
+        with one.lock():
+            one.pin(1)
+        with writer:
+            writer.remove(pa.array(["d2"]))
+            writer.publish(writer.entries())
+    assert one.generations() == [1, 2, 3]
+    assert one.verify(1).documents == 70
+
+
+def test_of_who_pins_a_generation_and_who_removes_it_one_sees_the_other(
+    storage: Storage, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = storage.on("one"), storage.on("two")
+    build_index([corpus], one, options())
+    delete_documents(["d1"], one)
+    delete, pinned = ObjectStorage.delete, list[int]()
+
+    def late(its: ObjectStorage, *names: str) -> None:
+        """Pinned just before its record is removed, by who has looked whether it is there."""
+        if names == ("manifests/00000001.blake3",) and not pinned:
+            pinned.append(1)
+            with one.lock():
+                one.pin(1)
+        delete(its, *names)
+
+    monkeypatch.setattr(ObjectStorage, "delete", late)
+    delete_documents(["d2"], two)
+    assert pinned
+    assert one.generations() == [1, 2, 3]
+    with one.lock():
+        one.unpin(1)
+        storage.faulty.delete(f"{storage.prefix}/manifests/00000001.blake3")
+        with pytest.raises(GenerationNotFoundError, match=r"generation 1 .* has just been removed by another writer"):
+            one.pin(1)
+    assert not one.pinned()
 
 
 def test_retention_removes_what_old_generations_alone_need(storage: Storage, tmp_path: Path, corpus: Path) -> None:

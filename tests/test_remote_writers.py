@@ -1,5 +1,7 @@
 """Writers of one index on several machines: of two that race one publishes, and whoever dies leaves a whole index."""
 
+import dataclasses
+import datetime
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,8 @@ import pytest
 
 from index import BuildOptions, GaussearchError, LocalSearcher, build_index, delete_documents
 from index.errors import PublicationConflictError
-from index.remote.removal import sweep
+from index.remote.objects import Listed, ObjectStorage
+from index.remote.removal import DEAD_DAYS, sweep
 from index.remote.working_copy import Published
 from tests.conftest import random_gaussians, write_corpus
 from tests.object_storage import CHANGES, Fault, Storage
@@ -105,6 +108,21 @@ def test_one_that_stalls_before_current_has_lost_when_it_wakes(built: Storage, w
     assert ids(built, "reader") == BASE - {"d1", "d2", "d3"}
 
 
+def test_an_answer_that_is_lost_until_another_has_published_on_top(built: Storage, workers: Workers) -> None:
+    """CURRENT is another then, and yet it has published: saying that it has not would have it done twice."""
+    built.fail("lose", method="PUT", name="CURRENT")
+    again = built.fail("hang", method="PUT", name="CURRENT")
+    first = workers.start(built, "first", "delete", ids=["d0"])
+    again.reached.wait()
+    delete_documents(["d1"], built.on("other"))
+    again.release.set()
+    assert first.wait() == {"generation": 2}
+    reader = built.on("reader")
+    assert (reader.generations(), reader.manifest().changes) == ([2, 3], 2)
+    assert reader.verify(2).documents == 29
+    assert ids(built, "reader") == BASE - {"d0", "d1"}
+
+
 @pytest.fixture
 def going_back(built: Storage, tmp_path: Path, workers: Workers) -> Iterator[tuple[Fault, Running]]:
     """Generation 3 has just been published, whose writer is about to remove generation 1, of other segments."""
@@ -185,6 +203,29 @@ def test_whoever_is_killed_leaves_the_generation_before_or_the_next(
     needed = {str(path) for number in index.generations() for path in index.files(index.generation(number))}
     assert {name for name in built.objects() if name != "CURRENT" and not name.startswith("manifests/")} == needed
     assert ids(built, "last reader") == there - {"d0"}
+
+
+@pytest.mark.parametrize("young", [True, False])
+def test_what_a_build_goes_on_with_is_not_swept(built: Storage, monkeypatch: pytest.MonkeyPatch, young: bool) -> None:
+    """Put anew between the look at how old all is and the removal of what is."""
+    index, name = built.on("writer"), "segments/aaaaaaaaaaaa-00000009-00000/segment.json"
+    built.faulty.put(f"{built.prefix}/{name}", b"x")
+    listed = ObjectStorage.list
+
+    def old(its: ObjectStorage, prefix: str) -> list[Listed]:
+        found = listed(its, prefix)
+        if young and prefix != "segments":
+            return found
+        ago = datetime.timedelta(days=DEAD_DAYS + 1)
+        return [
+            dataclasses.replace(each, modified=each.modified - ago) if each.name == name else each for each in found
+        ]
+
+    monkeypatch.setattr(ObjectStorage, "list", old)
+    with index.lock():
+        sweep(index)
+    assert (name in built.objects()) is young
+    assert ids(built, "reader") == BASE
 
 
 def settled(storage: Storage) -> None:

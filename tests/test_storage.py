@@ -17,6 +17,7 @@ import pytest
 import index.current
 from index import BuildOptions, Encoding, Gaussians, IndexDirectory, LocalSearcher, build_index
 from index.changes import add_documents, delete_documents
+from index.current import Named
 from index.durable import SyncError, checksum, write_atomically
 from index.errors import (
     CorruptIndexError,
@@ -303,6 +304,22 @@ def test_what_is_verified_is_not_removed_meanwhile(directory: IndexDirectory, mo
     monkeypatch.setattr(IndexDirectory, "verify_contents", slowly)
     assert directory.verify().generation == 1
     assert directory.generations() == [1, 3, 4]
+
+
+def test_a_manifest_that_is_removed_while_it_is_opened_gives_way_to_the_newest(
+    directory: IndexDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, late = IndexDirectory._manifest_data, [True]
+
+    def slowly(its: IndexDirectory, named: Named) -> bytes:
+        if late:
+            late.clear()
+            for row in (0, 1, 5):
+                delete_documents([f"d{row}"], directory)
+        return read(its, named)
+
+    monkeypatch.setattr(IndexDirectory, "_manifest_data", slowly)
+    assert LocalSearcher(directory, device="cpu").manifest.generation == 4
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from index.errors import InsufficientCacheError, InvalidOptionError
 
-__all__ = ["DEFAULT_SHARE", "Cache", "CacheOptions", "Lease"]
+__all__ = ["DEFAULT_SHARE", "Cache", "CacheOptions", "Lease", "part_of"]
 
 DEFAULT_SHARE: Final = 0.8
 """Of what the disk has free, and the cache already: the bound where none is set. The rest is for what is being built
@@ -58,6 +58,11 @@ class CacheOptions:
 def _default_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base, "gaussearch")
+
+
+def part_of(path: Path) -> Path:
+    """What a file is called until all of it has come."""
+    return path.with_name(f".{path.name}.part")
 
 
 class Lease:
@@ -96,7 +101,7 @@ class Cache:
         `there` says that they have been made here: they are kept even where there is no room. Raises
         InsufficientCacheError where what is to be fetched does not fit beside what is in use.
         """
-        self._make_folders()
+        self.make()
         with FileLock(self.folder / ".lock"):
             marks = dict(self._marks())
             new = {key: size for key, size in items.items() if (index, key) not in marks}
@@ -113,12 +118,15 @@ class Cache:
 
     def arrived(self, index: str, items: Mapping[str, int]) -> None:
         """Says that items have come of which the caller has a lease."""
-        for key, size in items.items():
-            self._mark(index, key).write_text(f"{size}{THERE}", encoding="ascii")
+        with FileLock(self.folder / ".lock"):
+            # Who looks how much there is must not find a mark half-written.
+            for key, size in items.items():
+                self._mark(index, key).write_text(f"{size}{THERE}", encoding="ascii")
 
     def forget(self, index: str, key: str) -> None:
         """Removes one item, in use or not: it is damaged."""
-        with FileLock(self.folder / ".lock"):
+        # Not beneath who is fetching it again.
+        with self.fetch_lock(index, key), FileLock(self.folder / ".lock"):
             self._remove(index, key)
 
     def discard(self, index: str, keys: Collection[str]) -> None:
@@ -174,8 +182,8 @@ class Cache:
             return self._limit
         return int(DEFAULT_SHARE * (shutil.disk_usage(self.folder).free + there))
 
-    def _make_folders(self) -> None:
-        # What is in it may be nobody else's to read.
+    def make(self) -> None:
+        """Makes its folders, before anything is written to it: what is in it may be nobody else's to read."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for folder in (self._indexes, self._leases):
@@ -222,7 +230,8 @@ class Cache:
         if target.is_dir():
             shutil.rmtree(target, ignore_errors=True)
         else:
-            target.unlink(missing_ok=True)
+            for path in (target, part_of(target)):
+                path.unlink(missing_ok=True)
         # Last: what a killed process leaves is still known to be here.
         self._lock(index, key).unlink(missing_ok=True)
         self._mark(index, key).unlink(missing_ok=True)

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-__all__ = ["PATIENCE", "Patience", "client_options", "retry_config"]
+__all__ = ["PATIENCE", "Patience", "client_options", "retry_config", "upload_options"]
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long storage is waited for: seconds until it must be connected to and until something more of an answer must
-    come, and how often, and for how long in all, a request is repeated."""
+    """How long storage is waited for: seconds until it must be connected to, until something more of an answer must
+    come, and until a part of a file must be sent and answered; and how often, and for how long in all, a request is
+    repeated."""
 
     connect: float = 10.0
     read: float = 30.0
+    upload: float = 300.0
     retries: int = 8
     retry_seconds: float = 120.0
     first_wait: float = 0.1
@@ -40,6 +42,12 @@ def client_options() -> "ClientConfig":
         # Whoever names such an endpoint wants it.
         options["allow_http"] = True
     return options
+
+
+def upload_options() -> "ClientConfig":
+    """The same for who sends files: until the first byte of an answer comes, no byte that is sent counts as a sign of
+    life, and a part may take long to send."""
+    return {**client_options(), "read_timeout": datetime.timedelta(seconds=PATIENCE.upload)}
 
 
 def retry_config() -> "RetryConfig":

@@ -7,20 +7,20 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from index.durable import checksum, measure
 from index.errors import CorruptIndexError
-from index.generation_files import shared_files
+from index.generation_files import segment_files, shared_files
 from index.layout import Folder, Layout
 from index.manifest import Manifest
 from index.records import FileEntry
-from index.remote.cache import Cache
+from index.remote.cache import Cache, part_of
 from index.remote.objects import ObjectStorage
 from index.segment_records import SegmentEntry
-from index.segments import SEGMENT_RECORD_BYTES, read_segment_manifest
+from index.segments import SEGMENT_RECORD_BYTES, parse_segment_manifest, read_segment_manifest
 
 __all__ = ["Fetcher", "checksums_of", "in_parallel", "items_of", "segment_key", "write_whole"]
 
@@ -86,10 +86,20 @@ class Fetcher:
         came = {segment_key(entry): entry.bytes for entry in incomplete}
         self._cache.arrived(self._key, came | {name: entry.bytes for name, entry in missing.items()})
 
-    def fetch_records(self, entries: Sequence[SegmentEntry]) -> None:
-        """Has the segment.json of these segments there: a few kilobytes each, that are not counted."""
-        with ThreadPoolExecutor(FILES_TOGETHER, thread_name_prefix="gaussearch-fetch") as files:
-            _all([files.submit(self._fetch_record, entry) for entry in entries])
+    def files_of_segments(self, entries: Sequence[SegmentEntry]) -> dict[Path, FileEntry]:
+        """All files of these segments, which need not be here; nothing is written."""
+        with ThreadPoolExecutor(FILES_TOGETHER, thread_name_prefix="gaussearch-fetch") as threads:
+            pending = [threads.submit(self._files_of_segment, entry) for entry in entries]
+            _all(pending)
+        return {path: its for each in pending for path, its in each.result().items()}
+
+    def _files_of_segment(self, entry: SegmentEntry) -> dict[Path, FileEntry]:
+        path = self._layout.segments / entry.id / "segment.json"
+        with contextlib.suppress(CorruptIndexError, FileNotFoundError):
+            return segment_files(entry, read_segment_manifest(path.parent, entry), path.stat().st_size)
+        data = self._stored_record(entry)
+        where = self._storage.where(f"{segment_key(entry)}/segment.json")
+        return segment_files(entry, parse_segment_manifest(where, data, entry), len(data))
 
     def damaged(self, manifest: Manifest) -> list[str]:
         """What is there of a generation, is the cache's own, and does not match its checksums."""
@@ -127,13 +137,18 @@ class Fetcher:
             )
 
     def _fetch_record(self, entry: SegmentEntry) -> None:
-        folder, name = self._layout.segments / entry.id, f"{segment_key(entry)}/segment.json"
+        folder = self._layout.segments / entry.id
         with contextlib.suppress(CorruptIndexError):
             read_segment_manifest(folder, entry)
             return
         # What lies beside another record, or none, is another segment's of that name: of an index that was removed and
         # built anew, say.
         shutil.rmtree(folder, ignore_errors=True)
+        write_whole(folder / "segment.json", self._stored_record(entry))
+
+    def _stored_record(self, entry: SegmentEntry) -> bytes:
+        """What segment.json says in storage."""
+        name = f"{segment_key(entry)}/segment.json"
         stored = self._storage.get(name, SEGMENT_RECORD_BYTES)
         if stored is None:
             raise CorruptIndexError(f"{self._storage.where(name)} is missing")
@@ -142,7 +157,7 @@ class Fetcher:
                 f"{self._storage.where(name)} does not match its checksum in the index's manifest: restore a "
                 "backup, or build the index again"
             )
-        write_whole(folder / "segment.json", stored.data)
+        return stored.data
 
     def _fetch_shared(self, name: str, entry: FileEntry) -> None:
         with self._cache.fetch_lock(self._key, name):
@@ -151,7 +166,7 @@ class Fetcher:
 
     def _download(self, name: str, path: Path, entry: FileEntry) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
+        part = part_of(path)
         self._storage.download(name, part, entry)
         part.replace(path)
 
@@ -194,12 +209,14 @@ def _has_size(path: Path, entry: FileEntry) -> bool:
         return False
 
 
-def _all(pending: Sequence[Future[None] | Future[object]]) -> None:
-    """Waits for all; once one has failed, what has not begun is not."""
+def _all(pending: Sequence[Future[Any]]) -> None:
+    """Waits for all; once one has failed, what has not begun is not. What has is waited for: it is under a lock that
+    its caller holds, and would write beside whoever takes that next."""
     try:
         for each in pending:
             each.result()
     except BaseException:
         for each in pending:
             each.cancel()
+        wait(pending)
         raise

@@ -5,7 +5,6 @@ stopped, and a conditional put whose answer was lost is looked after. Everything
 enough, becomes an error of index.errors that names the object.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import os
@@ -20,13 +19,13 @@ from blake3 import blake3
 from index.durable import naming
 from index.errors import CorruptIndexError, StorageError, StorageUnreachableError
 from index.records import FileEntry
-from index.remote.client import client_options, retry_config
+from index.remote.client import client_options, retry_config, upload_options
 from index.remote.location import Location
 from index.remote.refusals import failure, said_of, status_of
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import ObjectStore
+    from obstore.store import ClientConfig, ObjectStore
 
 __all__ = ["Listed", "ObjectStorage", "Stored", "Version"]
 
@@ -39,8 +38,11 @@ CHUNK_BYTES: Final = 1 << 20
 RESUMED: Final = 5
 """How often a body that ends too early is gone on with, each time that not even PROGRESS came."""
 PROGRESS: Final = 8 << 20
-MARK: Final = "gaussearch-writer"
-"""The attribute by which a writer knows an object that it has put."""
+MARK: Final = "gaussearchwriter"
+"""The attribute by which a writer knows an object that it has put. Azure takes letters, digits and _ in such a name,
+and some proxies drop headers with _."""
+PARTS_TOGETHER: Final = 2
+"""Of a file, sent at a time; each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,17 @@ class ObjectStorage:
         self.location = location
         self._obstore, self._errors = obstore, obstore.exceptions
         try:
-            store = obstore.store.from_url(str(location), client_options=client_options(), retry_config=retry_config())
+            self._store, self._uploads = (
+                self._opened_store(options) for options in (client_options(), upload_options())
+            )
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise StorageError(f"{location} cannot be used: {said_of(error)}") from error
-        self._store: ObjectStore = store
+
+    def _opened_store(self, options: "ClientConfig") -> "ObjectStore":
+        store: ObjectStore = self._obstore.store.from_url(
+            str(self.location), client_options=options, retry_config=retry_config()
+        )
+        return store
 
     def where(self, name: str) -> str:
         """An object, as messages call it."""
@@ -93,6 +102,7 @@ class ObjectStorage:
 
     def get(self, name: str, limit: int) -> Stored | None:
         """A small object; None where there is none. Raises CorruptIndexError where it has more bytes than `limit`."""
+        cause: Exception | None = None
         for _ in range(RESUMED):
             found = self._opened(name, {})
             if found is None:
@@ -101,11 +111,16 @@ class ObjectStorage:
                 raise CorruptIndexError(
                     f"{self.where(name)} has {found.meta['size']} bytes, and such an object at most {limit}"
                 )
-            with contextlib.suppress(self._errors.BaseError):
+            try:
                 data = bytes(found.bytes())
-                if len(data) == found.meta["size"]:
-                    return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
-        raise StorageUnreachableError(f"{self.where(name)} has come cut short {RESUMED} times: see to the network")
+            except self._errors.BaseError as error:
+                cause = error
+                continue
+            if len(data) == found.meta["size"]:
+                return Stored(data, Version(found.meta["e_tag"], found.meta["version"]))
+        raise StorageUnreachableError(
+            f"{self.where(name)} has come cut short {RESUMED} times: see to the network"
+        ) from cause
 
     def _opened(self, name: str, options: Any) -> "GetResult | None":
         """An object whose bytes are to come; None where there is none."""
@@ -144,9 +159,13 @@ class ObjectStorage:
         if isinstance(data, Path):
             # Of one size at a time, so that a file that grows meanwhile is no other number of parts.
             size = data.stat().st_size
-            options = {"use_multipart": size > PART_BYTES, "chunk_size": max(PART_BYTES, -(-size // MOST_PARTS))}
+            options = {
+                "use_multipart": size > PART_BYTES,
+                "chunk_size": max(PART_BYTES, -(-size // MOST_PARTS)),
+                "max_concurrency": PARTS_TOGETHER,
+            }
         try:
-            self._obstore.put(self._store, name, data, **options)
+            self._obstore.put(self._uploads, name, data, **options)
         except (FileNotFoundError, self._errors.NotFoundError) as error:
             self._require_bucket(error)
             raise self._failed(name, "written", error) from error
@@ -233,6 +252,7 @@ class ObjectStorage:
     def stream(self, name: str, expected: FileEntry) -> Iterator[memoryview]:
         """The bytes of an object, as many as it is to have; what is cut off is gone on with."""
         start, attempts, e_tag = 0, RESUMED, None
+        cause: Exception | None = None
         while attempts:
             before = start
             # Another object that has taken its place meanwhile must not follow the beginning of this one.
@@ -242,17 +262,19 @@ class ObjectStorage:
             if found.meta["size"] != expected.bytes:
                 raise CorruptIndexError(f"{self.where(name)} has {found.meta['size']} bytes, not {expected.bytes}")
             e_tag = found.meta["e_tag"]
-            with contextlib.suppress(self._errors.BaseError):
+            try:
                 for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
                     view = memoryview(chunk)
                     start += view.nbytes
                     yield view
+            except self._errors.BaseError as error:
+                cause = error
             if start == expected.bytes:
                 return
             attempts = RESUMED if start - before >= PROGRESS else attempts - 1
         raise StorageUnreachableError(
             f"{self.where(name)} has ended after {start} of {expected.bytes} bytes, {RESUMED} times: see to the network"
-        )
+        ) from cause
 
     def _require_checksum(self, name: str, found: str, expected: FileEntry) -> None:
         if found != expected.blake3:

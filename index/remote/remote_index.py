@@ -13,8 +13,14 @@ from pathlib import Path
 
 from index.current import TOKEN_BYTES, Named, named_by, token_for
 from index.durable import checksum
-from index.errors import CorruptIndexError, IndexDirectoryError, IndexNotFoundError, StorageError
-from index.generation_files import deleted_rows, open_segments, read_codebook, structure_file
+from index.errors import (
+    CorruptIndexError,
+    GenerationNotFoundError,
+    IndexDirectoryError,
+    IndexNotFoundError,
+    StorageError,
+)
+from index.generation_files import deleted_rows, open_segments, read_codebook, shared_files, structure_file
 from index.generations import MANIFEST_BYTES, remove_unnamed
 from index.layout import Folder, manifest_name, record_name
 from index.locking import writer_lock
@@ -25,7 +31,7 @@ from index.remote.fetching import Fetcher, in_parallel, items_of, segment_key, w
 from index.remote.location import Location
 from index.remote.objects import ObjectStorage
 from index.remote.remote_publication import publish, put_segment
-from index.remote.working_copy import CURRENT, Published, Writing, mirror
+from index.remote.working_copy import CURRENT, Published, Writing, mirror, pinned_in
 from index.retention import Retention
 from index.segment_records import SegmentEntry
 from index.segments import SEGMENT_RECORD_BYTES, verify_segment
@@ -143,6 +149,7 @@ class RemoteIndex(IndexDirectory):
     def keep_manifest(self, generation: int, checksum: str, data: bytes) -> None:
         """Has a manifest at hand for whoever reads it the next time, and not one for each that there has been."""
         kept = self._kept_manifest(generation, checksum)
+        self.cache.make()
         write_whole(kept, data)
         others = sorted(kept.parent.glob("*.json"))
         for path in others[:-MANIFESTS_KEPT]:
@@ -153,20 +160,22 @@ class RemoteIndex(IndexDirectory):
 
     def pinned(self) -> set[int]:
         """As IndexDirectory."""
-        if self._writing is not None:
-            return super().pinned()
-        names = [Path(each.name).name for each in self.storage.list(Folder.PINS)]
-        return {int(name) for name in names if len(name) == 8 and name.isdecimal()}
+        return {int(name) for name in pinned_in(self.storage)}
 
     def pin(self, number: int) -> None:
-        """As IndexDirectory, for writers on all machines."""
+        """As IndexDirectory, for writers on all machines: also for one that has the lock of its machine already."""
         super().pin(number)
-        self.storage.put(f"{Folder.PINS}/{number:08d}", b"")
+        name = f"{Folder.PINS}/{number:08d}"
+        self.storage.put(name, b"")
+        # Whoever removes it removes its record, and then looks for this: one of the two sees the other.
+        if number != self.live_generation() and not self.storage.exists(str(record_name(number))):
+            self.unpin(number)
+            raise GenerationNotFoundError(f"generation {number} of {self} has just been removed by another writer")
 
     def unpin(self, number: int) -> None:
         """As IndexDirectory."""
         self.storage.delete(f"{Folder.PINS}/{number:08d}")
-        super().unpin(number)
+        (self.pins / f"{number:08d}").unlink(missing_ok=True)
 
     # Files.
 
@@ -203,9 +212,8 @@ class RemoteIndex(IndexDirectory):
         return bool(damaged)
 
     def files(self, manifest: Manifest) -> dict[Path, FileEntry]:
-        """As IndexDirectory."""
-        self._fetcher.fetch_records(manifest.segments)
-        return super().files(manifest)
+        """As IndexDirectory; they need not be here."""
+        return self._fetcher.files_of_segments(manifest.segments) | shared_files(manifest)
 
     def verify_contents(self, manifest: Manifest) -> None:
         """As IndexDirectory, one segment after the other: the cache need not have room for all. What was fetched and
@@ -250,6 +258,7 @@ class RemoteIndex(IndexDirectory):
 
     def hold(self, number: int) -> contextlib.AbstractContextManager[None]:
         """As IndexDirectory, for writers on this machine: to keep one from those on others, pin it."""
+        self.cache.make()
         self.pins.mkdir(parents=True, exist_ok=True)
         return super().hold(number)
 
@@ -259,6 +268,7 @@ class RemoteIndex(IndexDirectory):
     def lock(self, wait: float = 0.0) -> Iterator[None]:
         """As IndexDirectory: it keeps writers on this machine apart. Those on others are kept apart by what they
         publish (index.remote.remote_publication)."""
+        self.cache.make()
         with writer_lock(self, wait):
             self._writing = mirror(self, self.storage)
             try:

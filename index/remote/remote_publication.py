@@ -4,8 +4,10 @@ step and only where it is what it was when the writer began.
     the manifest                      where there is none of its number: of two writers that chose it one goes on, and
                                       what is called after its generation is called so by nobody else
     segments and what else is new
+    the record of the one before      where its writer has not put it yet
     CURRENT                           where nobody has replaced it: of two writers that came so far one has published
-    the record                        says that the generation has been live
+    the record                        says that the generation has been live: so it is known of each on which another
+                                      has been published, also by a writer whose own answer was lost
 
 Whoever dies in between has published nothing, or all. What was put by then is nobody's: a manifest without a record is
 no generation, and is removed by the next that publishes; the rest after DEAD_DAYS. Until then its number is not taken
@@ -24,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from index.current import named_by, token_for
+from index.current import TOKEN_BYTES, named_by, token_for
 from index.durable import checksum, write_atomically
 from index.errors import (
     BuildError,
@@ -71,30 +73,49 @@ def publish(index: "RemoteIndex", manifest: Manifest, retention: Retention) -> N
                 "again"
             )
     _put_files(index, manifest, have)
-    token, before = token_for(manifest.generation, data), writing.token
+    token = token_for(manifest.generation, data)
+    if writing.token is not None:
+        _record_before(index, writing.token)
     version = (
         storage.replace(CURRENT, token.encode(), writing.version)
         if writing.version is not None
         else storage.create(CURRENT, token.encode(), index.writer)
     )
-    if version is None:
+    overtaken = version is None
+    if overtaken and not _was_live(index, manifest.generation, token):
         raise _conflict(index, manifest.generation, overtaken=True)
-    foreign, writing.token, writing.version = writing.foreign, token, version
+    writing.token = token
+    if version is not None:
+        # Or else the lock is worth nothing any more: what is tried next must fail.
+        writing.version = version
     # It is published, whatever comes of the rest; what cannot be done now is done by the next that publishes.
     with contextlib.suppress(OSError, GaussearchError):
-        _record(index, manifest, data, token, before)
+        if not overtaken:
+            index.storage.put(str(record_name(manifest.generation)), token.encode())
+        _keep(index, manifest, data, token)
         index.keep_here(items_of(manifest))
         shutil.rmtree(index.staging, ignore_errors=True)
-        remove_generations(index, retention, foreign)
+        if not overtaken:
+            remove_generations(index, retention, writing.foreign)
 
 
-def _record(index: "RemoteIndex", manifest: Manifest, data: bytes, token: str, before: str | None) -> None:
-    """Says in storage that a generation has been live, and in the working copy that it is."""
-    named = named_by(before) if before is not None else None
+def _record_before(index: "RemoteIndex", before: str) -> None:
+    """Says in storage that the generation that is live has been, before another is: its writer may have died in
+    between, or may not know that it has published."""
+    named = named_by(before)
     if named is not None and not index.storage.exists(str(record_name(named.generation))):
-        # Its writer has died in between.
-        index.storage.put(str(record_name(named.generation)), str(before).encode())
-    index.storage.put(str(record_name(manifest.generation)), token.encode())
+        index.storage.put(str(record_name(named.generation)), before.encode())
+
+
+def _was_live(index: "RemoteIndex", generation: int, token: str) -> bool:
+    """Whether a generation has been published whose writer was told that CURRENT is another: the answer that said so
+    was lost, and by the time that it was asked again another had published on top."""
+    stored = index.storage.get(str(record_name(generation)), TOKEN_BYTES)
+    return stored is not None and stored.data == token.encode()
+
+
+def _keep(index: "RemoteIndex", manifest: Manifest, data: bytes, token: str) -> None:
+    """Says in the working copy that a generation is live."""
     index.keep_manifest(manifest.generation, checksum(data), data)
     write_atomically(index.manifest_file(manifest.generation), data, synced=False)
     write_atomically(index.record_file(manifest.generation), token.encode(), synced=False)

@@ -46,9 +46,14 @@ def remove_generations(index: "RemoteIndex", retention: Retention, foreign: Coll
     manifests = {number: _readable(index, number) for number in index.generations()}
     kept = retention.kept(manifests, index.pinned() | held(index.pins))
     gone = {number: manifest for number, manifest in manifests.items() if number not in kept}
-    for number in gone:
-        # First what says that it is one.
-        storage.delete(str(record_name(number)), str(manifest_name(number)))
+    for number in list(gone):
+        # First what says that it is one: who pins it looks for that when the pin is there.
+        storage.delete(str(record_name(number)))
+        if number in index.pinned():
+            storage.put(str(record_name(number)), index.record_file(number).read_bytes())
+            del gone[number]
+            continue
+        storage.delete(str(manifest_name(number)))
         index.record_file(number).unlink(missing_ok=True)
         index.manifest_file(number).unlink(missing_ok=True)
     candidates = {key for manifest in gone.values() if manifest is not None for key in items_of(manifest)}
@@ -68,10 +73,20 @@ def sweep(index: "RemoteIndex") -> None:
         for each in index.storage.list(folder):
             key = "/".join(PurePosixPath(each.name).parts[:2])
             latest[key] = max(latest.get(key, each.modified), each.modified)
+    oldest = _now(index) - datetime.timedelta(days=DEAD_DAYS)
+    dead = {key for key, modified in latest.items() if modified < oldest}
     needed = _needed(index, known={})
-    oldest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=DEAD_DAYS)
     if needed is not None:
-        _remove(index, {key for key, modified in latest.items() if modified < oldest and key not in needed})
+        _remove(index, dead - needed, oldest)
+
+
+def _now(index: "RemoteIndex") -> datetime.datetime:
+    """The time, by the clock of storage, which says how old objects are: this machine's may be years ahead. That of the
+    last publication, which is the caller's own."""
+    return max(
+        (each.modified for each in index.storage.list(Folder.MANIFESTS)),
+        default=datetime.datetime.fromtimestamp(0, datetime.UTC),
+    )
 
 
 def _is_due(index: "RemoteIndex") -> bool:
@@ -103,12 +118,15 @@ def _needed(index: "RemoteIndex", known: dict[int, Manifest | None]) -> set[str]
     return needed
 
 
-def _remove(index: "RemoteIndex", keys: Iterable[str]) -> None:
+def _remove(index: "RemoteIndex", keys: Iterable[str], oldest: datetime.datetime | None = None) -> None:
+    """Removes what these are made of; of what is dead by its age, nothing of which a part is younger by now."""
     for key in keys:
+        listed = index.storage.list(key)
+        if oldest is not None and any(each.modified >= oldest for each in listed):
+            # Who goes on with a build has just put its segment.json anew.
+            continue
         # A segment is whole where there is its segment.json.
-        names = sorted(
-            (each.name for each in index.storage.list(key)), key=lambda name: not name.endswith("/segment.json")
-        )
+        names = sorted((each.name for each in listed), key=lambda name: not name.endswith("/segment.json"))
         index.storage.delete(*(names or [key]))
 
 

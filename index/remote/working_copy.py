@@ -19,9 +19,10 @@ from index.remote.cache import Lease
 from index.remote.fetching import write_whole
 from index.remote.objects import ObjectStorage, Version
 
-__all__ = ["CURRENT", "Published", "Writing", "mirror"]
+__all__ = ["CURRENT", "Published", "Writing", "mirror", "pinned_in"]
 
 CURRENT: Final = "CURRENT"
+PINNED: Final = "[0-9]" * 8
 TAGS: Final = "cached/tags.json"
 """Which objects the manifests and records of the working copy were. Numbers alone do not say: an index that was removed
 and built anew has them again."""
@@ -124,10 +125,15 @@ def _read_tags(layout: Layout) -> dict[str, str | None]:
     return tags if isinstance(tags, dict) else {}
 
 
+def pinned_in(storage: ObjectStorage) -> set[str]:
+    """What the generations are called in storage that are to be kept, now."""
+    names = {PurePosixPath(each.name).name for each in storage.list(Folder.PINS)}
+    return {name for name in names if _is(name, PINNED)}
+
+
 def _mirror_pins(layout: Layout, storage: ObjectStorage) -> None:
-    pinned = {PurePosixPath(each.name).name for each in storage.list(Folder.PINS)}
-    pinned = {name for name in pinned if len(name) == 8 and name.isdecimal()}
-    for path in layout.pins.glob("[0-9]" * 8):
+    pinned = pinned_in(storage)
+    for path in layout.pins.glob(PINNED):
         if path.name not in pinned:
             path.unlink()
     for name in pinned:
