@@ -1,5 +1,6 @@
 """What `gaussearch serve --ray` and a configuration of Ray Serve are told; what is refused, before anything starts."""
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -104,6 +105,8 @@ def test_ray_serve_is_told_what_to_run_by_a_configuration(served: Served) -> Non
         ({"shards": "few"}, InvalidOptionError, "shards: "),
         ({"shards": 2}, InvalidOptionError, "the index has 1 segments"),
         ({"host": "0.0.0.0"}, ExposedError, "no search key"),  # noqa: S104
+        ({"admin_key": "a" * 32}, InvalidOptionError, "takes no writes over HTTP"),
+        ({"workers": 2}, InvalidOptionError, "give ingress-replicas"),
     ],
 )
 def test_a_configuration_that_is_wrong_is_refused(
@@ -111,6 +114,16 @@ def test_a_configuration_that_is_wrong_is_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         cluster_app.build(arguments(served, **given))
+
+
+@pytest.mark.usefixtures("nodes")
+def test_shards_are_told_no_keys(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k" * 32)
+    given = {"api_key": "s" * 32, "api_key_file": str(tmp_path / "keys"), "shards": 1}
+    ingress = cluster_app.build(arguments(served, **given))._bound_deployment
+    (shard,) = [each._bound_deployment for each in ingress.init_args if isinstance(each, Application)]
+    assert b"s" * 32 in pickle.dumps(ingress.init_args[:2])
+    assert b"s" * 32 not in pickle.dumps(shard.init_args)
 
 
 def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> None:

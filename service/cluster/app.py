@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from index.errors import InvalidOptionError
 from service.cluster.deployments import Ingress, ShardReplica
-from service.cluster.options import ServeOptions
+from service.cluster.options import ServeOptions, require_possible
 from service.cluster.plan import ClusterPlan, Node, plan_for
 from service.exposure import is_loopback, require_key_or_loopback
 from service.keys import Keys
@@ -37,8 +37,8 @@ def build(arguments: dict[str, Any]) -> Application:
     unless it is given.
 
     `host` and `port` are those that Ray Serve is configured to listen on: where others could reach them, there has to
-    be a search key. Raises InvalidOptionError for a setting that is none, and what plan_for and require_key_or_loopback
-    raise.
+    be a search key. Raises InvalidOptionError for a setting that is none, and what require_possible, Keys.load,
+    require_key_or_loopback and plan_for raise.
     """
     unknown = sorted(set(arguments) - set(ServeOptions.model_fields))
     if unknown:
@@ -49,6 +49,7 @@ def build(arguments: dict[str, Any]) -> Application:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise InvalidOptionError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    require_possible(options)
     keys = Keys.load(options)
     require_key_or_loopback(options, keys)
     return application(options, keys, plan_for(options.directory.manifest(), machines(), options))
@@ -92,6 +93,8 @@ def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Applica
         }
     health = {"health_check_period_s": HEALTH_SECONDS, "health_check_timeout_s": HEALTH_PATIENCE}
     each = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "memory": plan.memory}
+    # Shards see to no requests of clients.
+    keyless = options.model_copy(update=dict.fromkeys(("api_key", "admin_key", "tls_key_password")))
     shards = [
         serve.deployment(ShardReplica)  # type: ignore[attr-defined]
         .options(
@@ -104,7 +107,7 @@ def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Applica
             **scaled,
             **health,
         )
-        .bind(options, number, count, plan.threads)
+        .bind(keyless, number, count, plan.threads)
         for number in range(count)
     ]
     ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from index.distributed.ray_session import LOCAL, address_of, ray_module, ray_session
-from index.errors import ClusterError, InvalidOptionError
-from service.cluster.options import ServeOptions
+from index.errors import ClusterError
+from service.cluster.options import ServeOptions, require_possible
 from service.commands import print_table
 from service.exposure import require_key_or_loopback
 from service.keys import Keys
@@ -30,7 +30,7 @@ def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False)
     InvalidOptionError for what a cluster does not do, and ClusterError where Ray or Ray Serve fails.
     """
     options = _for_other_processes(options)
-    _require_possible(options)
+    require_possible(options)
     keys = Keys.load(options)
     require_key_or_loopback(options, keys)
     manifest = options.directory.manifest()
@@ -62,20 +62,9 @@ def _for_other_processes(options: ServeOptions) -> ServeOptions:
     return options.model_copy(update=paths)
 
 
-def _require_possible(options: ServeOptions) -> None:
-    if options.admin_key is not None or options.admin_key_file is not None:
-        raise InvalidOptionError(
-            "an admin key takes one process: a cluster takes no writes over HTTP. Change the index with the commands "
-            "(gaussearch add, delete, compact, build); the shards take it up"
-        )
-    if options.port == 0:
-        raise InvalidOptionError("port is 0, and all machines of a cluster listen on the same: say which")
-    if options.workers > 1:
-        raise InvalidOptionError(f"workers is {options.workers}; on a cluster, give ingress-replicas in its place")
-
-
 def _serve(options: ServeOptions, application: Any, told: "_Told", *, keep: bool) -> None:
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
@@ -100,11 +89,13 @@ def _serve(options: ServeOptions, application: Any, told: "_Told", *, keep: bool
         serve.run(application, name=NAME, route_prefix="/")
         logger.info("serving on %s:%d", options.host, options.port)
         told.wait()
-    except (RayServeException, RuntimeError) as error:
+    except (RayServeException, RayError, RuntimeError) as error:
         raise ClusterError(f"the service could not be started: {error}") from error
     finally:
         if not keep:
-            serve.delete(NAME)
+            # What has not begun, or died with its cluster, is not to hide why.
+            with contextlib.suppress(RayServeException, RayError):
+                serve.delete(NAME)
         if not keep and others is None:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
