@@ -1,11 +1,13 @@
 """A search over shards beside one over all: the same results, whatever the kind; and what becomes of it where shards
 are late or lost. The shards are of this process, as are those that fail."""
 
+import asyncio
 import functools
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,13 @@ from index import (
 from index.errors import DocumentNotFoundError, InvalidOptionError, SearchStoppedError
 from index.interface import RemoteSearcher, Terms
 from index.manifest import IndexKind
+from service.cluster.deployments import Ingress
 from service.cluster.merging import merged
-from service.problems import OverloadedError, ShardUnavailableError
+from service.keys import Keys
+from service.problems import NotReadyError, OverloadedError, ShardUnavailableError
 from tests.conftest import random_gaussians, write_corpus
 from tests.object_storage import Storage
-from tests.serving import PATIENCE, Served, wait_until
+from tests.serving import PATIENCE, Client, Served, wait_until
 from tests.shards import FakeCluster, FakeShard, cluster_client, fake_cluster
 
 K = 6
@@ -436,6 +440,21 @@ def test_a_shard_fetches_its_own_segments_alone(tmp_path: Path, storage: Storage
             assert lying == segments
             fetched += sorted(segments)
     assert sorted(fetched) == sorted(entry.id for entry in local.manifest().segments)
+
+
+def test_an_ingress_that_could_not_load_the_index_is_to_be_replaced(fakes: FakeCluster) -> None:
+    fakes.shards[1].fails = OverloadedError("too much")
+    # Not one of its own: it would look for Ray Serve when it goes.
+    ingress: Any = SimpleNamespace(_options=fakes.options, _keys=Keys(), _cluster=fakes.cluster, _failure=None)
+    ingress._note_failure = functools.partial(Ingress._note_failure, ingress)
+    client = Client(Ingress.__serve_build_asgi_app__(ingress))
+    try:
+        wait_until(lambda: ingress._failure is not None)
+        with pytest.raises(NotReadyError, match="could not be loaded: too much"):
+            asyncio.run(Ingress.check_health(ingress))
+        assert client.get("/readyz").status_code == 503
+    finally:
+        client.close()
 
 
 def test_one_segment_for_three_shards_is_one_that_is_asked(served: Served) -> None:
