@@ -2,7 +2,9 @@
 are late or lost. The shards are of this process, as are those that fail."""
 
 import asyncio
+import contextlib
 import functools
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -302,6 +304,19 @@ def test_an_error_of_a_shard_is_the_search_s(fakes: FakeCluster) -> None:
     fakes.shards[2].stuck = True
     with pytest.raises(OverloadedError, match="too much"):
         searcher.search(queries(), 5)
+
+
+def test_errors_of_several_shards_are_one_and_no_lines_of_the_log(
+    fakes: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher = fakes.searcher()
+    for shard in fakes.shards:
+        shard.fails = OverloadedError("too much")
+    for _ in range(5):
+        with contextlib.suppress(OverloadedError):
+            searcher.search(queries(), 5)
+        gc.collect()
+    assert not caplog.records
 
 
 def test_a_document_is_had_though_another_shard_does_not_answer(fakes: FakeCluster) -> None:

@@ -110,8 +110,10 @@ class Scatter:
                 if enough is not None and any(map(enough, answers)):
                     break
         finally:
-            for task in waiting:
-                task.cancel()
+            for task in tasks:
+                if not task.cancel() and not task.cancelled():
+                    # Of several errors one is raised; of the others the log is not to say that nobody looked.
+                    task.exception()
         return {number: task.result() for task, number in tasks.items() if task not in waiting}
 
     async def _ask(self, number: int, token: str, question: Question) -> Any:
