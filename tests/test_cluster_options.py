@@ -126,6 +126,20 @@ def test_shards_are_told_no_keys(served: Served, tmp_path: Path) -> None:
     assert b"s" * 32 not in pickle.dumps(shard.init_args)
 
 
+@pytest.mark.usefixtures("nodes")
+def test_a_configuration_that_forgets_where_ray_serve_listens_takes_a_key_all_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))  # noqa: S104
+    monkeypatch.setattr(cluster_app, "_get_global_client", lambda **_: running)
+    monkeypatch.setattr(cluster_app.ray, "is_initialized", lambda: True)
+    with pytest.raises(ExposedError, match="no search key"):
+        cluster_app.build(arguments(served))
+    cluster_app.build(arguments(served, api_key="s" * 32))
+    running.http_config.host = None
+    cluster_app.build(arguments(served))
+
+
 def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> None:
     wanted = {"host": "127.0.0.1", "port": 8080, "ssl_certfile": None, "ssl_keyfile": None}
     run._require_same(SimpleNamespace(**wanted), wanted)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.context import _get_global_client
 
 from index.errors import InvalidOptionError
 from service.cluster.deployments import Ingress, ShardReplica
@@ -36,9 +37,9 @@ def build(arguments: dict[str, Any]) -> Application:
     is not among them comes from GAUSSEARCH_* variables. The number of shards and what each takes is worked out here
     unless it is given.
 
-    `host` and `port` are those that Ray Serve is configured to listen on: where others could reach them, there has to
-    be a search key. Raises InvalidOptionError for a setting that is none, and what require_possible, Keys.load,
-    require_key_or_loopback and plan_for raise.
+    `host` and `port` are those that Ray Serve is configured to listen on, and where it runs, `host` is what it listens
+    on whatever is given: where others could reach it, there has to be a search key. Raises InvalidOptionError for a
+    setting that is none, and what require_possible, Keys.load, require_key_or_loopback and plan_for raise.
     """
     unknown = sorted(set(arguments) - set(ServeOptions.model_fields))
     if unknown:
@@ -50,9 +51,19 @@ def build(arguments: dict[str, Any]) -> Application:
         first = error.errors(include_input=False)[0]
         raise InvalidOptionError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     require_possible(options)
+    options = _where_it_listens(options)
     keys = Keys.load(options)
     require_key_or_loopback(options, keys)
     return application(options, keys, plan_for(options.directory.manifest(), machines(), options))
+
+
+def _where_it_listens(options: ServeOptions) -> ServeOptions:
+    """The options with the address that Ray Serve listens on, where it does already: whether others reach it is not for
+    who writes a configuration to get wrong in one of two places."""
+    running = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    if running is None or running.http_config.host is None:
+        return options
+    return options.model_copy(update={"host": running.http_config.host})
 
 
 def machines() -> list[Node]:
