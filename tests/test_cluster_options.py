@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.serve import Application
 from typer.testing import CliRunner, Result
 
@@ -132,7 +133,7 @@ def test_a_configuration_that_forgets_where_ray_serve_listens_takes_a_key_all_th
 ) -> None:
     running = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))  # noqa: S104
     monkeypatch.setattr(cluster_app, "_get_global_client", lambda **_: running)
-    monkeypatch.setattr(cluster_app.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(ExposedError, match="no search key"):
         cluster_app.build(arguments(served))
     cluster_app.build(arguments(served, api_key="s" * 32))
@@ -147,6 +148,21 @@ def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> 
     for other in ({"host": "0.0.0.0"}, {"port": 8000}, {"ssl_certfile": "a.pem"}):  # noqa: S104
         with pytest.raises(ClusterError, match=r"listens on .* with .*certificate: give --host"):
             run._require_same(SimpleNamespace(**wanted | other), wanted)
+
+
+def test_names_are_true_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ServeOptions(index="index", model="head", api_key_file=Path("keys"), cache=Path("/cache"))
+    its = run._for_other_processes(told)
+    assert (its.index, its.model, its.api_key_file, its.cache) == (
+        tmp_path / "index",
+        str(tmp_path / "head"),
+        tmp_path / "keys",
+        Path("/cache"),
+    )
+    for model in ("package:head", "hub:someone/head", None):
+        assert run._for_other_processes(told.model_copy(update={"model": model})).model == model
+    assert run._for_other_processes(told.model_copy(update={"index": "s3://bucket/index"})).index == "s3://bucket/index"
 
 
 def test_a_service_that_runs_ends_in_order_and_one_that_starts_at_once() -> None:

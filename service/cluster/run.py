@@ -52,13 +52,15 @@ def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False)
 
 def _for_other_processes(options: ServeOptions) -> ServeOptions:
     """The options as they are true in another folder."""
-    paths = {
+    paths: dict[str, str | Path] = {
         name: value.resolve()
         for name, value in ((name, getattr(options, name)) for name in type(options).model_fields)
         if isinstance(value, Path)
     }
     if options.directory.is_local:
         paths["index"] = options.directory.path.resolve()
+    if options.model is not None and not options.model.startswith(("package:", "hub:")):
+        paths["model"] = str(Path(options.model).resolve())
     return options.model_copy(update=paths)
 
 
