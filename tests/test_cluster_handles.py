@@ -3,6 +3,7 @@ whoever has given up."""
 
 import asyncio
 import threading
+from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,15 +23,45 @@ LOST = [
 ]
 
 
-@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
-def test_what_is_lost_with_a_process_is_asked_again(error: Exception) -> None:
-    async def answered() -> Any:
-        raise error
+class Response:
+    """Of a call that Ray Serve makes: it comes to an error, or to nothing."""
 
-    handle = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: answered()))
-    shard = RayShard(handle, 3)  # type: ignore[arg-type]
+    def __init__(self, error: BaseException | None) -> None:
+        self.begun, self.is_cancelled = asyncio.Event(), False
+        self._error = error
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self.begun.set()
+        if self._error is not None:
+            raise self._error
+        yield from asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def shard_of(response: Response) -> RayShard:
+    handle: Any = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: response))
+    return RayShard(handle, 3)
+
+
+@pytest.mark.parametrize("error", [*LOST, asyncio.CancelledError()], ids=lambda error: type(error).__name__)
+def test_what_is_lost_with_a_process_is_asked_again(error: BaseException) -> None:
     with pytest.raises(LostError, match="shard 3"):
-        asyncio.run(shard.ask("token", ("search",)))
+        asyncio.run(shard_of(Response(error)).ask("token", ("search",)))
+
+
+def test_a_call_that_is_given_up_is_ended_there_too() -> None:
+    async def given_up() -> Response:
+        response = Response(None)
+        asking = asyncio.ensure_future(shard_of(response).ask("token", ("search",)))
+        await response.begun.wait()
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        return response
+
+    assert asyncio.run(given_up()).is_cancelled
 
 
 def test_a_generation_is_opened_once_though_whoever_asked_first_has_given_up() -> None:

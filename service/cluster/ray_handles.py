@@ -49,10 +49,14 @@ class RayShard:
         response = self._handle.options(method_name=method, multiplexed_model_id=token).remote(*arguments)
         try:
             return await response
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             # Whoever asked has given up; so should the process, and whatever waits to be sent to it.
             response.cancel()  # type: ignore[no-untyped-call]
-            raise
+            its = asyncio.current_task()
+            if its is None or its.cancelling():
+                raise
+            # Nobody here has: it has been ended there.
+            raise LostError(f"shard {self._number}: the call was cancelled") from error
         except BackPressureError as error:
             raise OverloadedError(
                 f"too many calls wait for shard {self._number}: try again later", headers={"Retry-After": "1"}
