@@ -96,6 +96,9 @@ def test_ray_serve_is_told_what_to_run_by_a_configuration(served: Served) -> Non
     arguments_of_shard: tuple[Any, ...] = shard.init_args
     options, number, shards, threads = arguments_of_shard
     assert (options.index, number, shards, threads) == (str(served.directory.path), 0, 1, 1)
+    given = cluster_app.build(arguments(served, shards=1, threads=3))._bound_deployment
+    (of_three,) = [each._bound_deployment for each in given.init_args if isinstance(each, Application)]
+    assert of_three.init_args[-1] == 3
 
 
 @pytest.mark.usefixtures("nodes")

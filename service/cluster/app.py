@@ -28,7 +28,7 @@ HEAD, HEAD_SHARE = "node:__internal_head__", 0.001
 LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 """The service's own log has a line for each request; another of every process that one goes through would cost more
 than it tells."""
-HEALTH_SECONDS, HEALTH_PATIENCE = 5.0, 15.0
+HEALTH = {"health_check_period_s": 5.0, "health_check_timeout_s": 15.0}
 """How often Ray Serve asks a process whether it is well, and how long it waits for that: then it starts another."""
 
 
@@ -88,10 +88,8 @@ def _place_of_ingress(options: ServeOptions) -> dict[str, Any]:
     return {"num_cpus": options.ingress_cpus}
 
 
-def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Application:
-    """What Ray Serve is to run."""
-    back_pressure = BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS)
-    count = len(plan.shards)
+def _shards(options: ServeOptions, plan: ClusterPlan) -> list[Application]:
+    """The deployment of each shard."""
     scaled: dict[str, Any] = {"num_replicas": plan.replicas}
     if plan.max_replicas > plan.replicas:
         scaled = {
@@ -102,35 +100,37 @@ def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Applica
                 target_ongoing_requests=options.target_requests,
             )
         }
-    health = {"health_check_period_s": HEALTH_SECONDS, "health_check_timeout_s": HEALTH_PATIENCE}
-    each = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "memory": plan.memory}
-    # Shards see to no requests of clients.
+    # They see to no requests of clients.
     keyless = options.model_copy(update=dict.fromkeys(("api_key", "admin_key", "tls_key_password")))
-    shards = [
+    return [
         serve.deployment(ShardReplica)  # type: ignore[attr-defined]
         .options(
             name=f"shard-{number}",
-            ray_actor_options=each,
+            ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus, "memory": plan.memory},
             max_ongoing_requests=options.max_ongoing,
             max_queued_requests=options.max_queued,
             graceful_shutdown_timeout_s=options.shutdown_seconds,
             logging_config=LOGGING,
             **scaled,
-            **health,
+            **HEALTH,
         )
-        .bind(keyless, number, count, plan.threads)
-        for number in range(count)
+        .bind(keyless, number, len(plan.shards), options.threads or plan.threads)
+        for number in range(len(plan.shards))
     ]
+
+
+def application(options: ServeOptions, keys: Keys, plan: ClusterPlan) -> Application:
+    """What Ray Serve is to run."""
     ingress = serve.deployment(Ingress).options(  # type: ignore[attr-defined]
         name="ingress",
         num_replicas=options.ingress_replicas,
         ray_actor_options=_place_of_ingress(options),
         max_ongoing_requests=options.max_connections,
         max_queued_requests=options.max_connections,
-        backpressure_config=back_pressure,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
         graceful_shutdown_timeout_s=options.shutdown_seconds,
         logging_config=LOGGING,
-        **health,
+        **HEALTH,
     )
-    bound: Application = ingress.bind(options, keys, *shards)
+    bound: Application = ingress.bind(options, keys, *_shards(options, plan))
     return bound
