@@ -1,5 +1,6 @@
 """What `gaussearch serve --ray` and a configuration of Ray Serve are told; what is refused, before anything starts."""
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.serve import Application
 from typer.testing import CliRunner, Result
 
@@ -94,6 +96,9 @@ def test_ray_serve_is_told_what_to_run_by_a_configuration(served: Served) -> Non
     arguments_of_shard: tuple[Any, ...] = shard.init_args
     options, number, shards, threads = arguments_of_shard
     assert (options.index, number, shards, threads) == (str(served.directory.path), 0, 1, 1)
+    given = cluster_app.build(arguments(served, shards=1, threads=3))._bound_deployment
+    (of_three,) = [each._bound_deployment for each in given.init_args if isinstance(each, Application)]
+    assert of_three.init_args[-1] == 3
 
 
 @pytest.mark.usefixtures("nodes")
@@ -104,6 +109,8 @@ def test_ray_serve_is_told_what_to_run_by_a_configuration(served: Served) -> Non
         ({"shards": "few"}, InvalidOptionError, "shards: "),
         ({"shards": 2}, InvalidOptionError, "the index has 1 segments"),
         ({"host": "0.0.0.0"}, ExposedError, "no search key"),  # noqa: S104
+        ({"admin_key": "a" * 32}, InvalidOptionError, "takes no writes over HTTP"),
+        ({"workers": 2}, InvalidOptionError, "give ingress-replicas"),
     ],
 )
 def test_a_configuration_that_is_wrong_is_refused(
@@ -113,6 +120,30 @@ def test_a_configuration_that_is_wrong_is_refused(
         cluster_app.build(arguments(served, **given))
 
 
+@pytest.mark.usefixtures("nodes")
+def test_shards_are_told_no_keys(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k" * 32)
+    given = {"api_key": "s" * 32, "api_key_file": str(tmp_path / "keys"), "shards": 1}
+    ingress = cluster_app.build(arguments(served, **given))._bound_deployment
+    (shard,) = [each._bound_deployment for each in ingress.init_args if isinstance(each, Application)]
+    assert b"s" * 32 in pickle.dumps(ingress.init_args[:2])
+    assert b"s" * 32 not in pickle.dumps(shard.init_args)
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_configuration_that_forgets_where_ray_serve_listens_takes_a_key_all_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))  # noqa: S104
+    monkeypatch.setattr(cluster_app, "_get_global_client", lambda **_: running)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(ExposedError, match="no search key"):
+        cluster_app.build(arguments(served))
+    cluster_app.build(arguments(served, api_key="s" * 32))
+    running.http_config.host = None
+    cluster_app.build(arguments(served))
+
+
 def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> None:
     wanted = {"host": "127.0.0.1", "port": 8080, "ssl_certfile": None, "ssl_keyfile": None}
     run._require_same(SimpleNamespace(**wanted), wanted)
@@ -120,6 +151,21 @@ def test_where_ray_serve_listens_already_has_to_be_where_the_service_is_to() -> 
     for other in ({"host": "0.0.0.0"}, {"port": 8000}, {"ssl_certfile": "a.pem"}):  # noqa: S104
         with pytest.raises(ClusterError, match=r"listens on .* with .*certificate: give --host"):
             run._require_same(SimpleNamespace(**wanted | other), wanted)
+
+
+def test_names_are_true_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ServeOptions(index="index", model="head", api_key_file=Path("keys"), cache=Path("/cache"))
+    its = run._for_other_processes(told)
+    assert (its.index, its.model, its.api_key_file, its.cache) == (
+        tmp_path / "index",
+        str(tmp_path / "head"),
+        tmp_path / "keys",
+        Path("/cache"),
+    )
+    for model in ("package:head", "hub:someone/head", None):
+        assert run._for_other_processes(told.model_copy(update={"model": model})).model == model
+    assert run._for_other_processes(told.model_copy(update={"index": "s3://bucket/index"})).index == "s3://bucket/index"
 
 
 def test_a_service_that_runs_ends_in_order_and_one_that_starts_at_once() -> None:

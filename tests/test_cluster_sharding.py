@@ -115,6 +115,11 @@ def test_an_index_that_fits_nowhere_is_refused_with_both_sizes() -> None:
         plan_for(million(), machines(1, 0.6), ClusterSettings())
 
 
+def test_more_processes_than_hundredths_of_a_core_find_no_room() -> None:
+    with pytest.raises(InsufficientMemoryError, match=r"64 shards with 1 processes each"):
+        plan_for(million(64), machines(1, 0.01, cpus=1.0), ClusterSettings())
+
+
 def test_what_is_asked_for_is_what_there_is() -> None:
     options = ClusterSettings(shards=3, replicas=2, max_replicas=5, replica_cpus=1.5, replica_memory=GIB)
     plan = plan_for(million(), machines(2, 8), options)

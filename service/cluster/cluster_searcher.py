@@ -171,9 +171,10 @@ class ClusterSearcher:
     ) -> list[tuple[int, Any]]:
         numbers = {self._shards[place].number: place for place in questions}
         asked = {number: questions[place] for number, place in numbers.items()}
-        answers = self._scatter.gather(self.token, asked, self._until(), stop)
+        partial = self._terms is not None and self._terms.allow_partial and not complete
+        answers = self._scatter.gather(self.token, asked, self._until(), stop, partial=partial)
         late = sorted(set(asked) - set(answers))
-        if late and (complete or not answers or self._terms is None or not self._terms.allow_partial):
+        if late and not (partial and answers):
             raise ShardUnavailableError.of(late, len(self._scatter.shards))
         return sorted((numbers[number], answer) for number, answer in answers.items())
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,11 +24,17 @@ from service.cluster.ray_handles import RayShard
 from service.cluster.shard import Generation, ShardServer, settled
 from service.keys import Keys
 from service.logs import configure_logging
+from service.problems import NotReadyError
 
 __all__ = ["Ingress", "ShardReplica"]
 
+logger = logging.getLogger("gaussearch.shard")
+
 Outcome = TypeVar("Outcome")
 
+WAITING_THREADS = 256
+"""Threads of an ingress that wait for shards: as many documents and explanations may be asked for at a time, while a
+shard does not answer, before they keep others waiting."""
 OPEN = 2
 """Generations that a process has open at most: the one that is served and the next one. What is searched keeps a third
 until it has been."""
@@ -36,22 +44,32 @@ class ShardReplica:
     """One process of a shard. Ray Serve knows which of them have which generation open, and sends searches there."""
 
     async def __init__(self, options: ServeOptions, number: int, shards: int, threads: int) -> None:  # type: ignore[misc]
-        """Returns once the live generation is open: from then on it is asked."""
+        """Returns once the live generation is open, or cannot be: from then on it is asked."""
         configure_logging(options.log_level, options.log_format)
         torch.set_num_threads(1)
         self._server = ShardServer(options, number, shards, threads)
         opened = None
         while opened != (current := await asyncio.to_thread(self._server.current)):
-            await self._generation(current)
+            try:
+                await self._opened(current)
+            except GaussearchError:
+                # The one before it may be served, which is opened when it is asked for.
+                logger.exception("the live generation cannot be opened")
             opened = current
 
     @serve.multiplexed(max_num_models_per_replica=OPEN)  # type: ignore[untyped-decorator]
     async def _generation(self, token: str) -> Generation:
         return await asyncio.to_thread(self._server.open, token)
 
+    async def _opened(self, token: str) -> Generation:
+        # Whoever gives up waiting does not end it: a thread goes on anyway, and who asks next would begin a second one
+        # beside it, with memory of its own.
+        its: Generation = await asyncio.shield(asyncio.ensure_future(self._generation(token)))
+        return its
+
     async def _of_request(self, work: Callable[[Generation], Awaitable[Outcome]]) -> Outcome | GaussearchError:
         async def opened_and_done() -> Outcome:
-            return await work(await self._generation(serve.get_multiplexed_model_id()))
+            return await work(await self._opened(serve.get_multiplexed_model_id()))
 
         return await settled(opened_and_done)
 
@@ -61,7 +79,7 @@ class ShardReplica:
 
     async def warm(self, token: str) -> None:
         """Opens a generation."""
-        await self._generation(token)
+        await self._opened(token)
 
     async def describe(self) -> Opened | GaussearchError:
         """As ShardServer."""
@@ -105,17 +123,26 @@ class Ingress:
         configure_logging(options.log_level, options.log_format)
         torch.set_num_threads(1)
         self._options, self._keys = options, keys
+        self._failure: Exception | None = None
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(WAITING_THREADS, "gaussearch-wait"))
         self._cluster = Cluster(
             [RayShard(handle, number) for number, handle in enumerate(shards)],
-            asyncio.get_running_loop(),
+            loop,
             max_batches=options.max_batches,
         )
         await asyncio.to_thread(self._cluster.open, options)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self.app_of_replica = create_app(self._options, keys=self._keys, cluster=self._cluster)
+        self.app_of_replica = create_app(self._options, self._note_failure, self._keys, self._cluster)
         return self.app_of_replica
 
+    def _note_failure(self, error: Exception) -> None:
+        self._failure = error
+
     async def check_health(self) -> None:
-        """What Ray Serve asks; raises NotReadyError where a thread has died, and the process is to be replaced."""
+        """What Ray Serve asks; raises NotReadyError where the index could not be loaded or a thread has died, and the
+        process is to be replaced."""
+        if self._failure is not None:
+            raise NotReadyError(f"the index could not be loaded: {self._failure}")
         self.app_of_replica.state.gaussearch.require_alive()

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from index.errors import InvalidOptionError
 from service.settings import ENV_PREFIX, ServiceSettings
 
-__all__ = ["ClusterSettings", "ServeOptions"]
+__all__ = ["ClusterSettings", "ServeOptions", "require_possible"]
 
 
 class ClusterSettings(BaseSettings):
@@ -72,3 +73,16 @@ class ClusterSettings(BaseSettings):
 
 class ServeOptions(ClusterSettings, ServiceSettings):
     """All that `gaussearch serve` can be told."""
+
+
+def require_possible(options: ServeOptions) -> None:
+    """Raises InvalidOptionError for what one process does and a cluster does not."""
+    if options.admin_key is not None or options.admin_key_file is not None:
+        raise InvalidOptionError(
+            "an admin key takes one process: a cluster takes no writes over HTTP. Change the index with the commands "
+            "(gaussearch add, delete, compact, build); the shards take it up"
+        )
+    if options.port == 0:
+        raise InvalidOptionError("port is 0, and all machines of a cluster listen on the same: say which")
+    if options.workers > 1:
+        raise InvalidOptionError(f"workers is {options.workers}; on a cluster, give ingress-replicas in its place")

@@ -167,8 +167,9 @@ def _shares(nodes: Sequence[Node], processes: int, options: ClusterSettings) -> 
     total = sum(node.cpus for node in nodes) - options.ingress_replicas * options.ingress_cpus
     share = min(total / processes, max(node.cpus for node in nodes))
     yield from (float(cpus) for cpus in range(math.floor(share), 0, -1))
-    if share > 0:
-        yield from (math.floor(100 * min(1.0, share) / divisor) / 100 for divisor in (1, 2, 4))
+    parts = (math.floor(100 * min(1.0, share) / divisor) / 100 for divisor in (1, 2, 4))
+    # Of so many processes a hundredth of a core each may be too much.
+    yield from (part for part in parts if part > 0)
 
 
 def _find_room(nodes: Sequence[Node], need: Node, processes: int, options: ClusterSettings) -> bool:

@@ -4,7 +4,15 @@ import asyncio
 import logging
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    RpcError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -14,6 +22,19 @@ from service.problems import OverloadedError
 __all__ = ["RayShard"]
 
 logger = logging.getLogger("gaussearch.cluster")
+
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    # A large answer waits on the machine of whoever gave it.
+    ObjectLostError,
+    RpcError,
+    ReplicaUnavailableError,
+    DeploymentUnavailableError,
+)
+"""What is raised where whoever was asked has died, has not begun or cannot be reached."""
 
 
 class RayShard:
@@ -28,15 +49,19 @@ class RayShard:
         response = self._handle.options(method_name=method, multiplexed_model_id=token).remote(*arguments)
         try:
             return await response
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             # Whoever asked has given up; so should the process, and whatever waits to be sent to it.
             response.cancel()  # type: ignore[no-untyped-call]
-            raise
+            its = asyncio.current_task()
+            if its is None or its.cancelling():
+                raise
+            # Nobody here has: it has been ended there.
+            raise LostError(f"shard {self._number}: the call was cancelled") from error
         except BackPressureError as error:
             raise OverloadedError(
                 f"too many calls wait for shard {self._number}: try again later", headers={"Retry-After": "1"}
             ) from error
-        except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
+        except LOST as error:
             raise LostError(f"shard {self._number}: {error}") from error
         except RayTaskError as error:
             raise error.cause from error

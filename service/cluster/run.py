@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from index.distributed.ray_session import LOCAL, address_of, ray_module, ray_session
-from index.errors import ClusterError, InvalidOptionError
-from service.cluster.options import ServeOptions
+from index.errors import ClusterError
+from service.cluster.options import ServeOptions, require_possible
 from service.commands import print_table
 from service.exposure import require_key_or_loopback
 from service.keys import Keys
@@ -30,7 +30,7 @@ def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False)
     InvalidOptionError for what a cluster does not do, and ClusterError where Ray or Ray Serve fails.
     """
     options = _for_other_processes(options)
-    _require_possible(options)
+    require_possible(options)
     keys = Keys.load(options)
     require_key_or_loopback(options, keys)
     manifest = options.directory.manifest()
@@ -52,31 +52,22 @@ def run_cluster(options: ServeOptions, address: str, *, plan_only: bool = False)
 
 def _for_other_processes(options: ServeOptions) -> ServeOptions:
     """The options as they are true in another folder."""
-    paths = {
+    paths: dict[str, str | Path] = {
         name: value.resolve()
         for name, value in ((name, getattr(options, name)) for name in type(options).model_fields)
         if isinstance(value, Path)
     }
     if options.directory.is_local:
         paths["index"] = options.directory.path.resolve()
+    if options.model is not None and not options.model.startswith(("package:", "hub:")):
+        paths["model"] = str(Path(options.model).resolve())
     return options.model_copy(update=paths)
-
-
-def _require_possible(options: ServeOptions) -> None:
-    if options.admin_key is not None or options.admin_key_file is not None:
-        raise InvalidOptionError(
-            "an admin key takes one process: a cluster takes no writes over HTTP. Change the index with the commands "
-            "(gaussearch add, delete, compact, build); the shards take it up"
-        )
-    if options.port == 0:
-        raise InvalidOptionError("port is 0, and all machines of a cluster listen on the same: say which")
-    if options.workers > 1:
-        raise InvalidOptionError(f"workers is {options.workers}; on a cluster, give ingress-replicas in its place")
 
 
 def _serve(options: ServeOptions, application: Any, told: "_Told", *, joined: bool) -> None:
     """Serves until told to end; `joined` says that the cluster is not this command's own, which ends with it."""
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
@@ -95,6 +86,11 @@ def _serve(options: ServeOptions, application: Any, told: "_Told", *, joined: bo
     if others is not None:
         # Its applications stay, and so does what it listens on: where that is has been checked of these options alone.
         _require_same(others.http_config, http)
+        if NAME in serve.status().applications and not options.keep_serving:
+            raise ClusterError(
+                f"a service runs on this cluster already, as Ray Serve's application {NAME!r}: end it first (end the "
+                "command that began it, or `serve delete`), or take its place for good (--keep-serving)"
+            )
     try:
         if others is None:
             serve.start("HeadOnly" if listens_on_head(options) else "EveryNode", http, logging_config=LOGGING)
@@ -104,11 +100,13 @@ def _serve(options: ServeOptions, application: Any, told: "_Told", *, joined: bo
     except KeyboardInterrupt:
         # It may have answered already: this is the orderly end of a service, if a fast one.
         logger.info("told to end while it was being started")
-    except (RayServeException, RuntimeError) as error:
+    except (RayServeException, RayError, RuntimeError) as error:
         raise ClusterError(f"the service could not be started: {error}") from error
     finally:
         if not (joined and options.keep_serving):
-            serve.delete(NAME)
+            # What has not begun, or died with its cluster, is not to hide why.
+            with contextlib.suppress(RayServeException, RayError):
+                serve.delete(NAME)
             if joined and others is None:
                 serve.shutdown()  # type: ignore[no-untyped-call]
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from index.documents import Stop
 from index.errors import GaussearchError, SearchStoppedError
+from service.problems import DeadlineExceededError, NotReadyError, OverloadedError
 
 __all__ = ["LostError", "Question", "Scatter", "ShardHandle"]
 
@@ -19,6 +20,8 @@ AGAIN_SECONDS = 0.05
 """How long after a process has died its shard is asked again: by then the others are known to be all that is left."""
 LOOK_SECONDS = 0.1
 """How often it is looked whether anybody still waits."""
+CANNOT_NOW = (OverloadedError, NotReadyError, DeadlineExceededError)
+"""What a shard answers that is not there for a search, as if it had not answered."""
 
 Question = tuple[Any, ...]
 """The name of a method of ShardServer and its arguments behind the generation."""
@@ -54,13 +57,16 @@ class Scatter:
         until: float,
         stop: Stop | None = None,
         enough: Callable[[Any], bool] | None = None,
+        *,
+        partial: bool = False,
     ) -> dict[int, Any]:
         """What the shards of these numbers answer, but for those that have not by `until`, a time.monotonic(), or by
-        the time that one answer is `enough`.
+        the time that one answer is `enough`; where a `partial` answer will do, also but for those that cannot now.
 
         Raises the first error that one of them answers, and SearchStoppedError where `stop` says so.
         """
-        answers: dict[int, Any] = self._wait(self._gather(token, questions, until, enough), stop)
+        excused = CANNOT_NOW if partial else ()
+        answers: dict[int, Any] = self._wait(self._gather(token, questions, until, enough, excused), stop)
         return answers
 
     def warm(self, token: str, numbers: Sequence[int], seconds: float) -> None:
@@ -94,25 +100,34 @@ class Scatter:
         questions: Mapping[int, Question],
         until: float,
         enough: Callable[[Any], bool] | None,
+        excused: tuple[type[GaussearchError], ...],
     ) -> dict[int, Any]:
         tasks = {
             asyncio.ensure_future(self._ask(number, token, question)): number for number, question in questions.items()
         }
-        waiting = set(tasks)
+        waiting, answers = set(tasks), dict[int, Any]()
+        refusal: GaussearchError | None = None
         try:
             while waiting:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
                 done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                # The first error ends the wait for the others.
-                answers = [task.result() for task in done]
-                if enough is not None and any(map(enough, answers)):
+                for task in done:
+                    try:
+                        answers[tasks[task]] = task.result()
+                    except excused as error:
+                        refusal = error
+                if enough is not None and any(map(enough, answers.values())):
                     break
         finally:
-            for task in waiting:
-                task.cancel()
-        return {number: task.result() for task, number in tasks.items() if task not in waiting}
+            for task in tasks:
+                if not task.cancel() and not task.cancelled():
+                    # Of several errors one is raised; of the others the log is not to say that nobody looked.
+                    task.exception()
+        if refusal is not None and not answers:
+            raise refusal
+        return answers
 
     async def _ask(self, number: int, token: str, question: Question) -> Any:
         while True:
