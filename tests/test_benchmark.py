@@ -27,7 +27,7 @@ SIZES = (
 )
 WITHOUT_DEVICE = {"encoding", "gpu"}
 """Parts that a machine without a CUDA device is excused from."""
-NOISY = {"latency added to the engine's", "share of scoring all but 10 of the candidates"}
+NOISY = {"latency added to the engine's", "latency added, p50", "share of scoring all but 10 of the candidates"}
 """Differences of two times, which noise alone can make negative at this size."""
 
 # A part is a process that imports everything, and so is each contender of the curves.
