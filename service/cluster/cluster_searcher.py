@@ -16,7 +16,7 @@ from index import Document, Effort, Explanation, Gaussians, Manifest, Precision,
 from index.documents import Numbers, Stop
 from index.effort import effort_for
 from index.errors import CorruptIndexError, DocumentNotFoundError
-from index.interface import Terms
+from index.interface import RemoteSearcher, Terms
 from index.selection import DocumentFilter, require_fields
 from service.cluster.merging import merged
 from service.cluster.messages import Answer, Asked, Opened
@@ -37,8 +37,8 @@ PARTIAL = 2.0
 """How much more of it is kept to put together what has been found."""
 
 
-class ClusterSearcher:
-    """An index.interface.RemoteSearcher of the generation of a token. Safe to call from several threads."""
+class ClusterSearcher(RemoteSearcher):
+    """A Searcher of the generation of a token. Safe to call from several threads."""
 
     def __init__(self, name: str, token: str, manifest: Manifest, shards: Sequence[Shard], scatter: Scatter) -> None:
         """Asks the shards that have documents what they have of it; raises what they raise on opening."""
