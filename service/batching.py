@@ -127,12 +127,7 @@ class Batcher(JobThread[SearchJob]):
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._searching = self._released = False
-                if self._jobs:
-                    self._gather_on_its_loop()
-                while not self._released and not self._closing:
-                    self._changed.wait()
-                self._searching = True
+                self._wait_for_a_batch()
                 self._batch = self._take()
             if self._batch:
                 self._search(self._batch)
@@ -140,6 +135,15 @@ class Batcher(JobThread[SearchJob]):
                 self._batch.clear()
             elif self._closing:
                 return
+
+    def _wait_for_a_batch(self) -> None:
+        """Returns, while `_changed` is held, once a batch has gathered, or it is to close."""
+        self._searching = self._released = False
+        if self._jobs:
+            self._gather_on_its_loop()
+        while not self._released and not self._closing:
+            self._changed.wait()
+        self._searching = True
 
     def _gather_on_its_loop(self) -> None:
         """Has the loop of the first job look when it is quiet, behind the results that it has just been handed."""

@@ -23,6 +23,7 @@ from fastapi import FastAPI
 
 from index import BuildOptions, Gaussians, IndexDirectory, LocalSearcher, build_index
 from service.settings import ENV_PREFIX
+from tests import ray_cluster
 from tests.serving import Client, GatedSearcher, Served, listening, open_client
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 # A shared machine may take any time for an example; what is slow shows in pytest's own timeout.
 hypothesis.settings.register_profile("gaussearch", deadline=None)
 hypothesis.settings.load_profile("gaussearch")
+
+# Ray reads these once, when the first module of tests that needs it is imported: later is too late, and what a process
+# then knows of tokens no cluster of these tests takes.
+os.environ.update(ray_cluster.ENVIRONMENT)
 
 SAMPLE = Path(__file__).parent.parent / "sample" / "wordnet"
 

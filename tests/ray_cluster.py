@@ -5,22 +5,20 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-__all__ = ["RayNodes", "ray_environment", "ray_nodes"]
+__all__ = ["ENVIRONMENT", "RayNodes", "ray_environment", "ray_nodes"]
 
 OBJECT_STORE_BYTES = 80_000_000
 """About the least that Ray takes."""
 
-ENVIRONMENT = {
+ENVIRONMENT: Final = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # What a raylet otherwise takes for its address is that of the network, which no test listens on.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # The workers import what the tests do.
-    "PYTHONPATH": str(Path(__file__).parent.parent),
     # The driver says what is wrong; a worker's process that is slow to begin, on a busy machine, is not.
     "RAY_worker_register_timeout_seconds": "300",
 }
@@ -69,6 +67,8 @@ def ray_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
+        # The workers import what the tests do.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
         # One that runs beside the tests is nobody's business here.
         patch.delenv("RAY_ADDRESS", raising=False)
         yield

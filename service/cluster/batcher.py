@@ -43,12 +43,7 @@ class ClusterBatcher(Batcher):
         with ThreadPoolExecutor(self._most, "gaussearch-cluster") as pool:
             while True:
                 with self._changed:
-                    self._searching = self._released = False
-                    if self._jobs:
-                        self._gather_on_its_loop()
-                    while not self._released and not self._closing:
-                        self._changed.wait()
-                    self._searching = True
+                    self._wait_for_a_batch()
                     while (seconds := self._wait_seconds()) is None or seconds > 0:
                         self._changed.wait(seconds)
                     batch = self._take()
