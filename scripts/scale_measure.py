@@ -44,8 +44,8 @@ ROUNDS = 8
 """In which loads take turns, so that what other work does to this one touches all of them."""
 UTILISATIONS = (0.2, 0.4, 0.6, 0.8)
 NOTE = (
-    "Seconds are those of processors, those of latencies too: other work on the machine changes little of them. "
-    "load_average_before says how much there was."
+    "Seconds are those of processors, so that other work on the machine changes little of them; latencies that came "
+    "with --latencies are those of a clock. load_average_before says how much there was."
 )
 
 Say = Callable[[str], None]
