@@ -105,8 +105,9 @@ def test_every_figure_is_a_positive_number_with_quartiles_around_it(ran: Ran) ->
 
 def test_a_target_is_met_exactly_where_the_value_reaches_it(ran: Ran) -> None:
     with_target = [figure for figure in ran.report["figures"] if figure["target"]]
-    # Curves are looked at, and devices may be missing.
-    assert len(with_target) > (-1 if ran.parts & {"curves", "growth", *WITHOUT_DEVICE} else 5)
+    # Curves are looked at, and devices may be missing; of clusters there are memory and results.
+    fewest = 0 if ran.parts & {"curves", "growth", *WITHOUT_DEVICE} else 3 if "ray-serve" in ran.parts else 6
+    assert len(with_target) >= fewest
     for figure in with_target:
         sign, limit = figure["target"].split()
         assert figure["met"] == (figure["value"] >= float(limit) if sign == "≥" else figure["value"] <= float(limit))

@@ -86,7 +86,7 @@ MALICIOUS = {
     "open": Calls(open, "executed", "w"),
     "np.load": Calls(np.load, "executed", None, True),
     "np.memmap": Calls(np.memmap, "executed", "u1", "w+", 0, (1,)),
-    "functools.partial": Calls(functools.partial, print),
+    "functools.partial": Calls(functools.partial, len),
     "codecs.encode": Calls(codecs.encode, "x", "rot13"),
     "codecs.decode": Calls(codecs.decode, b"x", "zip"),
     "a class of ours": Calls(SourceError, "x"),

@@ -161,7 +161,7 @@ def test_workers_find_every_setting_in_their_environment(
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not True]
     result = serve_command(served.directory.path, "--allow-anonymous", *options)
     assert result.exit_code == 0, result.output
-    assert found == [ServiceSettings.model_validate({"index": served.directory.path, "port": 0, **given})]
+    assert found == [ServiceSettings.model_validate({"index": str(served.directory.path), "port": 0, **given})]
     assert found[0].tls_key_password is not None
     assert found[0].tls_key_password.get_secret_value() == "sesame"
 
@@ -171,7 +171,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     for name, value in values.items():
         monkeypatch.setenv(f"{ENV_PREFIX}{name}", value)
     settings = ServiceSettings()  # type: ignore[call-arg]
-    assert (settings.index, settings.port, settings.verify, settings.reload_seconds) == (tmp_path, 81, False, 0.5)
+    assert (settings.index, settings.port, settings.verify, settings.reload_seconds) == (str(tmp_path), 81, False, 0.5)
     assert Keys.load(settings) == Keys(search=(b"a", b"b"))
     assert ServiceSettings(index=tmp_path, port=82).port == 82
 
