@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 
@@ -83,6 +83,7 @@ class ObjectStorage:
 
         self.location = location
         self._obstore, self._errors = obstore, obstore.exceptions
+        self._missing = FileNotFoundError, obstore.exceptions.NotFoundError
         try:
             self._store, self._uploads = (
                 self._opened_store(options) for options in (client_options(), upload_options())
@@ -126,7 +127,7 @@ class ObjectStorage:
         """An object whose bytes are to come; None where there is none."""
         try:
             return self._obstore.get(self._store, name, options=options)
-        except (FileNotFoundError, self._errors.NotFoundError) as error:
+        except self._missing as error:
             self._require_bucket(error)
             return None
         except self._errors.BaseError as error:
@@ -136,7 +137,7 @@ class ObjectStorage:
         """Whether there is such an object."""
         try:
             self._obstore.head(self._store, name)
-        except (FileNotFoundError, self._errors.NotFoundError):
+        except self._missing:
             return False
         except self._errors.BaseError as error:
             raise self._failed(name, "read", error) from error
@@ -166,10 +167,7 @@ class ObjectStorage:
             }
         try:
             self._obstore.put(self._uploads, name, data, **options)
-        except (FileNotFoundError, self._errors.NotFoundError) as error:
-            self._require_bucket(error)
-            raise self._failed(name, "written", error) from error
-        except self._errors.BaseError as error:
+        except (FileNotFoundError, self._errors.BaseError) as error:
             raise self._failed(name, "written", error) from error
 
     def create(self, name: str, data: bytes, writer: str) -> Version | None:
@@ -178,47 +176,42 @@ class ObjectStorage:
         # An answer may be lost, and the object be there: by this it is known whose it is, also of writers that put the
         # same bytes.
         mark = f"{writer}-{secrets.token_hex(8)}"
-        attributes = {MARK: mark}
-        for attempt in range(RESUMED):
-            try:
-                put = self._obstore.put(
-                    self._store, name, data, mode="create", attributes=attributes, use_multipart=False
-                )
-            except self._errors.AlreadyExistsError:
-                return self._marked(name, mark)
-            except (FileNotFoundError, self._errors.NotFoundError) as error:
-                self._require_bucket(error)
-                raise self._failed(name, "written", error) from error
-            except self._errors.BaseError as error:
-                if attempt + 1 < RESUMED and self._is_cut(error):
-                    continue
-                raise self._failed(name, "written", error) from error
-            return Version(put["e_tag"], put["version"])
-        raise self._exhausted(name)
+        there = (self._errors.AlreadyExistsError,)
+        put = self._put_if(name, data, there, mode="create", attributes={MARK: mark})
+        return put or self._marked(name, mark)
 
     def replace(self, name: str, data: bytes, version: Version) -> Version | None:
         """Puts an object in place of that which is this one; None where it is another meanwhile. `data` must be what
         nobody else puts there: an answer that was lost is looked after by it."""
-        mode = cast("Any", {key: value for key, value in dataclasses.asdict(version).items() if value is not None})
-        for attempt in range(RESUMED):
+        mode = {key: value for key, value in dataclasses.asdict(version).items() if value is not None}
+        put = self._put_if(name, data, (*self._missing, self._errors.PreconditionError), mode=mode)
+        if put is not None:
+            return put
+        there = self.get(name, max(len(data), 1 << 10))
+        return there.version if there is not None and there.data == data else None
+
+    def _put_if(self, name: str, data: bytes, no: tuple[type[Exception], ...], **condition: Any) -> Version | None:
+        """Puts an object on a condition, and once more where the way there was cut; which one it is, or None where
+        storage says `no` in one of these errors: also to a repetition of what it has done."""
+        tries = 0
+        while True:
+            tries += 1
             try:
-                put = self._obstore.put(self._store, name, data, mode=mode, use_multipart=False)
-            except (FileNotFoundError, self._errors.PreconditionError, self._errors.NotFoundError):
-                there = self.get(name, max(len(data), 1 << 10))
-                return there.version if there is not None and there.data == data else None
-            except self._errors.BaseError as error:
-                if attempt + 1 < RESUMED and self._is_cut(error):
+                put = self._obstore.put(self._store, name, data, use_multipart=False, **condition)
+            except no:
+                return None
+            except (FileNotFoundError, self._errors.BaseError) as error:
+                if tries < RESUMED and self._is_cut(error):
                     continue
                 raise self._failed(name, "written", error) from error
             return Version(put["e_tag"], put["version"])
-        raise self._exhausted(name)
 
     def delete(self, *names: str) -> None:
         """Removes objects; those that are not there are none."""
         for name in names:
             try:
                 self._obstore.delete(self._store, name)
-            except (FileNotFoundError, self._errors.NotFoundError):
+            except self._missing:
                 continue
             except self._errors.BaseError as error:
                 raise self._failed(name, "removed", error) from error
@@ -283,9 +276,6 @@ class ObjectStorage:
                 "build the index again"
             )
 
-    def _exhausted(self, name: str) -> StorageError:
-        return StorageUnreachableError(f"{self.where(name)} could not be written, {RESUMED} times: see to the network")
-
     def writer_of(self, name: str) -> str | None:
         """Who has created an object; None where nobody has."""
         found = self._opened(name, {"head": True})
@@ -308,8 +298,12 @@ class ObjectStorage:
 
     def _is_cut(self, error: Exception) -> bool:
         """Whether it was the way here, and not the storage that said no."""
-        kinds = (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError, self._errors.PreconditionError)
-        return not isinstance(error, kinds) and status_of(error) is None
+        errors = self._errors
+        said = *self._missing, errors.PermissionDeniedError, errors.UnauthenticatedError, errors.PreconditionError
+        return not isinstance(error, said) and status_of(error) is None
 
     def _failed(self, name: str, what: str, error: Exception) -> StorageError:
+        """The error that says so; raises it where it is the bucket that there is not."""
+        if isinstance(error, self._missing):
+            self._require_bucket(error)
         return failure(self.where(name), what, error)
