@@ -69,18 +69,19 @@ def create_app(
         logger.warning("%d search keys have fewer than %d bytes, and could be guessed", keys.short, LEAST_BYTES)
     metrics = Metrics()
     encoding = Encoding(settings, metrics)
+    in_cluster = cluster is not None
     live = LiveIndex(settings, metrics, lambda: encoding.model, cluster.open if cluster is not None else None)
     batcher = _batcher(live, metrics, settings, cluster)
     version = importlib.metadata.version("gaussearch")
     bodies, filters = BodyRoom(settings.queue_bytes, metrics), FilterRoom(metrics)
     options = WriteOptions(keep_generations=settings.keep_generations, keep_hours=settings.keep_hours)
     writer = Writer(settings.directory, live, metrics, options, settings.queue_documents)
-    state = State(settings, keys, version, metrics, live, batcher, bodies, filters, encoding, writer, cluster is None)
+    state = State(settings, keys, version, metrics, live, batcher, bodies, filters, encoding, writer, in_cluster)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        if keys.admin and cluster is None:
+        if state.takes_writes:
             writer.start()
         serving = asyncio.create_task(_serve(encoding, live, on_failure))
         yield
@@ -99,17 +100,7 @@ def create_app(
     if settings.page:
         # Last: no search is matched against these.
         app.router.routes.extend(page_routes())
-    # Ray Serve names responses itself.
-    app.add_middleware(RequestLog, metrics=metrics, names_response=cluster is None)
-    if settings.origins:
-        # Around the log, so that what is refused there may be read as well.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=CORS_HEADERS,
-            expose_headers=["X-Request-Id", "Retry-After", "Idempotency-Replayed"],
-        )
+    _add_middleware(app, state)
     for kind, handler in {
         GaussearchError: _on_error,
         HTTPException: _on_http_exception,
@@ -119,6 +110,20 @@ def create_app(
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
+
+
+def _add_middleware(app: FastAPI, state: State) -> None:
+    # Ray Serve names responses itself.
+    app.add_middleware(RequestLog, metrics=state.metrics, names_response=not state.in_cluster)
+    if state.settings.origins:
+        # Around the log, so that what is refused there may be read as well.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=state.settings.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=CORS_HEADERS,
+            expose_headers=["X-Request-Id", "Retry-After", "Idempotency-Replayed"],
+        )
 
 
 def _batcher(live: LiveIndex, metrics: Metrics, settings: ServiceSettings, cluster: Cluster | None) -> Batcher:

@@ -32,12 +32,17 @@ class State:
     filters: FilterRoom
     encoding: Encoding
     writer: Writer
-    takes_writes: bool
-    """Whether documents may be written: not through a cluster."""
+    in_cluster: bool
+    """Whether shards of a cluster search."""
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether there is a thread that writes: not in a cluster, and for those with a key alone."""
+        return bool(self.keys.admin) and not self.in_cluster
 
     def require_writable(self) -> None:
         """Raises WritesDisabledError where the index is not changed over HTTP."""
-        if not self.takes_writes:
+        if self.in_cluster:
             raise WritesDisabledError(
                 "a cluster takes no changes over HTTP: change the index with the commands (gaussearch add, delete, "
                 "compact, build), and the shards take it up"
@@ -46,7 +51,7 @@ class State:
     def require_alive(self) -> None:
         """Raises NotReadyError where a thread has died that searches, encodes texts or writes."""
         threads: list[JobThread[Any]] = [self.batcher, self.encoding]
-        if self.keys.admin and self.takes_writes:
+        if self.takes_writes:
             threads.append(self.writer)
         for thread in threads:
             if not thread.alive:
