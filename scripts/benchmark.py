@@ -72,20 +72,19 @@ from rich.console import Console
 from rich.table import Table
 
 PARTS = (
-    *(
-        "quality",
-        "engine",
-        "kinds",
-        "service",
-        "ray-serve",
-        "writes",
-        "filters",
-        "build",
-        "ray-build",
-        "encoding",
-        "gpu",
-    ),
-    *("curves", "growth"),
+    "quality",
+    "engine",
+    "kinds",
+    "service",
+    "ray-serve",
+    "writes",
+    "filters",
+    "build",
+    "ray-build",
+    "encoding",
+    "gpu",
+    "curves",
+    "growth",
 )
 RAY = "ray-serve"
 COMPARED = {"engine": engine_part, "service": service_part, "filters": filters_part, RAY: ray_part}

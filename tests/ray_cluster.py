@@ -63,10 +63,8 @@ class RayNodes:
 
 @contextlib.contextmanager
 def ray_environment() -> Iterator[None]:
-    """The variables that Ray and its workers are to find, in this process and in those that it starts."""
+    """The variables that Ray's workers are to find; those of Ray itself tests/conftest.py sets for good."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
         # The workers import what the tests do.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
         # One that runs beside the tests is nobody's business here.
